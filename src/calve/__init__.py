@@ -1,0 +1,3 @@
+"""Calve ships NixOS machines to AWS."""
+
+__version__ = "0.1.0"

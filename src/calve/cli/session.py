@@ -1,0 +1,80 @@
+"""One call of the command line: its streams, its cancellation, its progress.
+
+The command runs in a thread of its own and the main thread only waits: a signal cancels the token, and whatever is
+being cleaned up is never interrupted half-way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+from calve.errors import CalveError, CancelledError
+from calve.tasks import Cancel
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Streams and cancellation of one command.
+
+    Args:
+        out: results; the process's stdout by default.
+        err: prose; stderr by default.
+    """
+
+    def __init__(self, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
+        self.cancel = Cancel()
+        self._out = out
+        self._err = err
+
+    @property
+    def out(self) -> IO[str]:
+        """Return where results go."""
+        return self._out or sys.stdout
+
+    @property
+    def err(self) -> IO[str]:
+        """Return where prose goes."""
+        return self._err or sys.stderr
+
+    def prose(self, text: str) -> None:
+        """Print a line for people."""
+        print(text, file=self.err, flush=True)
+
+    def result(self, text: str) -> None:
+        """Print a line of the result."""
+        print(text, file=self.out, flush=True)
+
+    def document(self, body: Any) -> None:
+        """Print the result as one JSON document."""
+        self.result(json.dumps(body, indent=2, ensure_ascii=False))
+
+    def interrupt(self) -> None:
+        """Cancel: what runs comes to an orderly end."""
+        # A signal handler must not take a lock that the interrupted thread may hold.
+        threading.Thread(target=self.cancel.cancel, name="interrupt").start()
+
+    def run(self, command: Callable[[], int]) -> int:
+        """Run a command to its end, however often one presses Ctrl-C."""
+        outcome: list[int | BaseException] = []
+
+        def body() -> None:
+            try:
+                outcome.append(command())
+            except BaseException as error:  # noqa: BLE001  (raised again by the main thread)
+                outcome.append(error)
+
+        thread = threading.Thread(target=body, name="command")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
+        (result,) = outcome
+        if isinstance(result, BaseException):
+            if self.cancel.cancelled and not isinstance(result, CalveError):
+                raise CancelledError from result
+            raise result
+        return result

@@ -1,0 +1,48 @@
+"""Failure codes: why a machine's boot ended, one code per cause, for ever.
+
+A code is part of the evidence format: it may be added, never renamed. `transient` says whether the same machine
+could have succeeded a little later; nothing permanent is retried.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["Code"]
+
+
+class Code(enum.StrEnum):
+    """Why a boot failed; the value stands in evidence, `text` explains it."""
+
+    text: str
+    transient: bool
+
+    def __new__(cls, value: str, text: str, transient: bool = False) -> Code:  # noqa: FBT001, FBT002, PYI034
+        """Make a member of (value, explanation, transient)."""
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.text = text
+        code.transient = transient
+        return code
+
+    IMDS_UNREACHABLE = ("imds-unreachable", "the metadata service did not answer in time", True)
+    IMDS_DENIED = ("imds-denied", "the metadata service is disabled or refuses tokens")
+    USERDATA_ABSENT = ("userdata-absent", "the instance has no user data")
+    USERDATA_FOREIGN = ("userdata-foreign", "the user data is not Calve's")
+    USERDATA_MALFORMED = ("userdata-malformed", "the user data is Calve's, but damaged")
+    USERDATA_VERSION = ("userdata-version", "the user data is of a version this image cannot read")
+    KEY_UNKNOWN = ("key-unknown", "the user data names a signing key that the image does not trust")
+    CACHE_UNREACHABLE = ("cache-unreachable", "the binary cache did not answer in time", True)
+    CACHE_DENIED = ("cache-denied", "the binary cache denied access, or the object is missing")
+    CACHE_MISSING = ("cache-missing", "the bucket does not exist")
+    MANIFEST_MISSING = ("manifest-missing", "the cache has no such manifest")
+    MANIFEST_DAMAGED = ("manifest-damaged", "the manifest is not what its digest promised")
+    CLOSURE_INCOMPLETE = ("closure-incomplete", "the cache lacks a path of the closure")
+    SIGNATURE = ("signature", "a path carries no signature by a trusted key")
+    NAR_DAMAGED = ("nar-damaged", "a path's archive is truncated or altered")
+    DISK_SMALL = ("disk-small", "the root file system has no room for the closure")
+    MEMORY_SMALL = ("memory-small", "the machine has too little memory for the agent")
+    SYSTEM_INVALID = ("system-invalid", "the closure is no system: it has no init")
+    DISK_FAULT = ("disk-fault", "the root file system cannot be read or written")
+    DEADLINE = ("deadline", "the closure was not there before the deadline", True)
+    INTERNAL = ("internal", "the agent failed in a way it does not know")
