@@ -1,7 +1,7 @@
 """What can go wrong, a class per category.
 
 An error says what happened (`message`), where (`place`: a file and line, a URL, a store path) and what to do
-about it (`hint`); `service_code` is what a remote service called it ("NoSuchBucket"). It is printed once, by whoever owns the process: `cli.main` or `boot.main`.
+about it (`hint`). It is printed once, by whoever owns the process: `cli.main` or `boot.main`.
 Exit codes are those of docs/reference/exit-codes.md.
 """
 
@@ -30,19 +30,11 @@ class CalveError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        place: object = None,
-        hint: str | None = None,
-        service_code: str | None = None,
-    ) -> None:
+    def __init__(self, message: str, *, place: object = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.place = None if place is None else str(place)
         self.hint = hint
-        self.service_code = service_code
 
     def __str__(self) -> str:
         """Give message and place on one line, without the hint."""
@@ -106,10 +98,9 @@ class TransientError(CalveError):
         *,
         place: object = None,
         hint: str | None = None,
-        service_code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message, place=place, hint=hint, service_code=service_code)
+        super().__init__(message, place=place, hint=hint)
         self.retry_after_s = retry_after_s
 
 

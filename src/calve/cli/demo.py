@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from calve.cli.session import Session
-from calve.errors import UsageError
+from calve.progress import Event, Note
 
 __all__ = ["arguments", "run"]
 
@@ -17,5 +18,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Run the demo."""
-    del options, session
-    raise UsageError("the demo cannot do anything yet: machines that pull come next")
+    from calve.demo.show import show
+
+    def draw(event: Event) -> None:
+        if isinstance(event, Note):
+            session.prose(event.text)
+
+    page = show(Path(".calve/demo"), progress=draw, cancel=session.cancel)
+    if options.json:
+        session.document({"page": page})
+    else:
+        session.result(page)
+    return 0

@@ -1,0 +1,228 @@
+"""The agent: user data → manifest → pre-flight → pull → commit → profile, or a failure with its code.
+
+What decides is elsewhere and pure (`contract.userdata`, `preflight.check`, `failure.classify`); this acts, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import calve
+from calve.boot import memory, preflight
+from calve.boot.console import Console
+from calve.boot.failure import Failure, classify
+from calve.boot.policy import Policy
+from calve.boot.store import BootStore
+from calve.cache import pull
+from calve.cache.objects import Objects, open_objects
+from calve.clock import SYSTEM, Clock
+from calve.contract import evidence, userdata
+from calve.contract.codes import Code
+from calve.contract.userdata import UserData, UserDataError
+from calve.errors import CancelledError, DeadlineError
+from calve.nix.signing import Keyring, PublicKey
+from calve.nix.storepath import StorePath
+from calve.progress import Event, Step
+from calve.tasks import Cancel, Group
+from calve.transport import imds
+from calve.transport.http import Client, tls_context
+
+__all__ = ["Agent"]
+
+_SAMPLE_S: Final = 0.5
+_REPORT_S: Final = 2.0
+# One path in work takes about 1.5 MB (buffers and a decoder's window come on top, once per decoder).
+_MB_PER_JOB: Final = 1.5
+_MB_PER_DECODER: Final = 5
+_MB_FIXED: Final = 28
+
+
+@dataclass(slots=True)
+class _Figures:
+    """What the report says of this boot."""
+
+    fetched_bytes: int = 0
+    nar_bytes: int = 0
+    paths: int = 0
+    lowest_available: int = field(default_factory=memory.available_bytes)
+    step: Step | None = None
+
+
+class Agent:
+    """One boot. `run` returns the exit status of the process."""
+
+    def __init__(self, policy: Policy, console: Console, clock: Clock = SYSTEM) -> None:
+        self._policy = policy
+        self._console = console
+        self._clock = clock
+        self._phase = "imds"
+        self._figures = _Figures()
+        self._started = clock.monotonic()
+        self._deadline_s: float | None = None
+
+    def run(self) -> int:
+        """Boot; 0 where the profile names the system that user data asked for, else 1, after the hold."""
+        memory.limit_arenas()
+        self._console.emit(
+            "start", agent=calve.__version__, contract=[userdata.VERSION, evidence.VERSION]
+        )
+        try:
+            self._boot()
+        except Exception as error:  # noqa: BLE001  (the last place: everything becomes a code)
+            self._fail(classify(self._phase, error), error)
+            return 1
+        return 0
+
+    def _fail(self, failure: Failure, error: Exception) -> None:
+        if failure.code is Code.INTERNAL:
+            self._console.write("".join(traceback.format_exception(error)))
+        self._console.emit("fail", code=failure.code, phase=failure.phase, message=failure.message)
+        self._clock.wait(threading.Event(), self._policy.hold_s)
+
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._console.phase(phase)
+
+    def _boot(self) -> None:
+        cancel = Cancel()
+        done = threading.Event()
+        with Group("agent", limit=1, parent=cancel) as group:
+            group.spawn(self._watch, done, group.cancel)
+            try:
+                self._work(group.cancel)
+            except CancelledError as error:
+                if self._late():
+                    raise DeadlineError(f"not done after {self._deadline_s:.0f} s") from error
+                raise
+            finally:
+                done.set()
+
+    def _work(self, cancel: Cancel) -> None:
+        self._enter("imds")
+        with contextlib.ExitStack() as owner:
+            metadata = imds.client(cancel=cancel)
+            owner.callback(metadata.close)
+            service = imds.Imds(metadata, self._policy.imds)
+            wanted = UserData.parse(service.user_data())
+            self._deadline_s = wanted.deadline_s
+            keyring = self._keyring(wanted.keys)
+            system = StorePath.parse(wanted.system)
+            store = owner.enter_context(BootStore(self._policy.root))
+            if not store.whole(system):
+                client = Client(context=tls_context(self._policy.ca_file), cancel=cancel)
+                owner.callback(client.close)
+                caches = [open_objects(url, client, imds.Role(service)) for url in wanted.caches]
+                self._fetch(store, system, wanted.manifest, caches, keyring, cancel)
+            self._enter("commit")
+            self._check_system(system)
+            generation = store.finish(system)
+        figures = self._figures
+        self._console.emit(
+            "ready",
+            system=str(system),
+            release=wanted.release,
+            generation=generation,
+            paths=figures.paths,
+            nar_bytes=figures.nar_bytes,
+            fetched_bytes=figures.fetched_bytes,
+            agent_peak_mb=_mb(memory.peak_bytes()),
+            lowest_available_mb=_mb(min(figures.lowest_available, memory.available_bytes())),
+        )
+        self._enter("switch-root")
+
+    def _fetch(
+        self,
+        store: BootStore,
+        system: StorePath,
+        manifest: str,
+        caches: Sequence[Objects],
+        keyring: Keyring,
+        cancel: Cancel,
+    ) -> None:
+        self._enter("manifest")
+        plan = pull.plan(
+            caches,
+            [system],
+            store,
+            keyring,
+            manifest=manifest,
+            cancel=cancel,
+            progress=self._listen,
+        )
+        jobs, decoders = _concurrency(self._policy.memory_mb)
+        preflight.check(
+            preflight.measure(self._policy.root, memory.available_bytes()),
+            nar_bytes=plan.nar_bytes,
+            paths=len(plan.missing),
+            budget_bytes=self._policy.memory_mb << 20,
+        )
+        self._enter("pull")
+        pulled = pull.pull(
+            plan, store, jobs=jobs, decoders=decoders, progress=self._listen, cancel=cancel
+        )
+        self._figures.paths = pulled.paths
+        self._figures.nar_bytes = pulled.nar_bytes
+        self._figures.fetched_bytes = pulled.fetched_bytes
+
+    def _keyring(self, names: Sequence[str]) -> Keyring:
+        trusted = {key.name: key for key in map(PublicKey.parse, self._policy.keys)}
+        unknown = [name for name in names if name not in trusted]
+        if unknown:
+            raise UserDataError(
+                Code.KEY_UNKNOWN,
+                f"the image trusts {', '.join(trusted) or 'no key'}, not {', '.join(unknown)}",
+            )
+        return Keyring(tuple(trusted[name] for name in names))
+
+    def _check_system(self, system: StorePath) -> None:
+        init = self._policy.root / str(system).lstrip("/") / "init"
+        if not os.path.lexists(init):
+            raise UserDataError(Code.SYSTEM_INVALID, f"{system} has no init")
+
+    # What runs beside
+
+    def _late(self) -> bool:
+        limit = self._deadline_s
+        return limit is not None and self._clock.monotonic() - self._started > limit
+
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self._figures.step = event
+
+    def _watch(self, done: threading.Event, cancel: Cancel) -> None:
+        """Sample memory, tell of progress, and end a boot that takes too long."""
+        reported = self._clock.monotonic()
+        while not self._clock.wait(done, _SAMPLE_S):
+            available = memory.available_bytes()
+            self._figures.lowest_available = min(self._figures.lowest_available, available)
+            if self._late():
+                cancel.cancel()
+                return
+            step = self._figures.step
+            if step is not None and self._clock.monotonic() - reported >= _REPORT_S:
+                reported = self._clock.monotonic()
+                self._console.emit(
+                    "progress",
+                    n=self._phase,
+                    done=step.done,
+                    total=step.total,
+                    unit=step.unit,
+                    available_mb=_mb(available),
+                )
+
+
+def _concurrency(budget_mb: int) -> tuple[int, int]:
+    """Return (connections, decoders) for a memory budget in MB."""
+    decoders = max(1, min(3, (budget_mb - _MB_FIXED) // _MB_PER_DECODER))
+    left = budget_mb - _MB_FIXED - decoders * _MB_PER_DECODER
+    return max(1, min(8, int(left / _MB_PER_JOB))), decoders
+
+
+def _mb(count: int) -> float:
+    return round(count / 1e6, 1)

@@ -1,0 +1,49 @@
+"""The agent's entry: `python3 -m calve.boot.main POLICY`; exit 0 means that the profile's system may start."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from calve.boot.agent import Agent
+from calve.boot.console import Console
+from calve.boot.policy import Policy
+
+__all__ = ["LATER", "import_everything", "main"]
+
+LATER = (
+    "calve.cache.directory",
+    "calve.cache.s3",
+    "calve.cache.web",
+    "encodings.ascii",
+    "encodings.idna",  # socket.getaddrinfo encodes every host name with it
+    "encodings.latin_1",
+    "nacl.bindings",
+    "nacl.exceptions",
+    "runpy",  # python -m
+    "traceback",
+)
+"""Modules that are imported when first used: with what this module imports, all that the agent may ever load."""
+
+
+def import_everything() -> None:
+    """Import what may come later: this is how the payload of an initrd is found out."""
+    for name in LATER:
+        importlib.import_module(name)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent; 0 where the system is ready, 1 where the boot failed.
+
+    Args:
+        arguments: the policy's file and, for a plain process, the kernel command line's.
+    """
+    place = arguments[0] if arguments else "/etc/calve/agent.json"
+    policy = Policy.parse(Path(place).read_bytes(), place)
+    command_line = Path(arguments[1] if arguments[1:] else "/proc/cmdline").read_text()
+    return Agent(policy.with_command_line(command_line), Console(sys.stdout)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

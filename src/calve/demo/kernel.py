@@ -1,0 +1,80 @@
+"""Debian's kernel for virtual machines: the image for a system, the modules for an initrd."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from calve.demo.packages import Packages
+from calve.demo.unpack_deb import Unpacker, control
+from calve.errors import DamagedError
+
+__all__ = ["META_PACKAGE", "Kernel", "kernel", "kernel_files"]
+
+META_PACKAGE = "linux-image-cloud-amd64"
+"""Depends on the current kernel, whose package has the release in its name."""
+
+_IMAGE_PACKAGE = re.compile(r"linux-image-([0-9][0-9a-z.-]*-cloud-amd64)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel on disk.
+
+    Attributes:
+        version: the release, as `uname -r` says it.
+        image: vmlinuz, a bzImage with an EFI stub.
+        modules: lib/modules/<version>, without modules.dep: Debian makes that on the machine.
+    """
+
+    version: str
+    image: Path
+    modules: Path
+
+
+def kernel(packages: Packages, out: Path) -> Kernel:
+    """Fetch the current cloud kernel and unpack it below `out`, unless it is there.
+
+    Raises:
+        DamagedError: the packages are not what they should be.
+    """
+    meta = packages.fetch([META_PACKAGE])[0]
+    match = _IMAGE_PACKAGE.search(control(meta.path).get("Depends", ""))
+    if match is None:
+        raise DamagedError("it depends on no kernel image", place=meta.path)
+    deb = packages.fetch([match[0]])[0]
+    version = match[1]
+    final = out / f"linux-{version}-{deb.sha256[:12]}"
+    if not final.is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".linux-", dir=out))
+        try:
+            kernel_files(deb.path, work, version)
+            work.chmod(0o755)
+            work.replace(final)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return Kernel(version, final / "vmlinuz", final / "modules")
+
+
+def kernel_files(deb: Path, out: Path, version: str) -> tuple[Path, Path]:
+    """Unpack a kernel package into `out`; return vmlinuz and the directory of its modules.
+
+    Raises:
+        DamagedError: it has no kernel of this version.
+    """
+    image, modules = f"boot/vmlinuz-{version}", f"usr/lib/modules/{version}"
+    tree = out / "tree"
+    tree.mkdir()
+    Unpacker(tree, lambda path: path == image or f"{path}/".startswith(f"{modules}/")).add(deb)
+    try:
+        (tree / image).rename(out / "vmlinuz")
+        (tree / modules).rename(out / "modules")
+    except FileNotFoundError as error:
+        raise DamagedError(f"it has no kernel {version}", place=deb) from error
+    shutil.rmtree(tree)
+    return out / "vmlinuz", out / "modules"

@@ -1,0 +1,165 @@
+"""What the show needs before a machine starts: key, kernel, initrd, systems, root disks.
+
+All of it is kept below one directory and made again only where an input changed, so that a second `make demo`
+starts at once. Nothing in it is secret but the demo's own signing key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import calve
+from calve.boot.policy import Policy
+from calve.boot.store import BootStore
+from calve.cache import pull
+from calve.cache.objects import Objects
+from calve.demo.kernel import Kernel, kernel
+from calve.demo.packages import Packages
+from calve.demo.system import Boot
+from calve.demo.tiny import build_tiny
+from calve.demo.webserver import build_webserver
+from calve.disk import ext4, initrd, payload
+from calve.nix.signing import Keyring, SecretKey
+from calve.nix.store import LocalStore
+from calve.nix.storepath import StorePath
+from calve.nix.tree import remove_tree
+from calve.process import which
+from calve.progress import Note, Progress, silent
+from calve.tasks import Cancel
+
+__all__ = ["BUILDERS", "Workshop"]
+
+Builder = Callable[..., StorePath]
+BUILDERS: dict[str, Builder] = {"tiny": build_tiny, "webserver": build_webserver}
+
+_KEY_NAME = "calve-demo-1"
+# The demo builds its initrd anew where a source changed: a fast level. `calve image initrd` packs tighter.
+_LEVEL = 9
+
+
+class Workshop:
+    """Makes and keeps the parts.
+
+    Args:
+        directory: of its own; made where it is missing.
+        progress: told what is being made.
+        cancel: ends it.
+    """
+
+    def __init__(
+        self, directory: Path, *, progress: Progress = silent, cancel: Cancel | None = None
+    ) -> None:
+        self.directory = directory
+        self.progress = progress
+        self.cancel = cancel if cancel is not None else Cancel()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.packages = Packages(directory / "packages", progress, self.cancel)
+        self._kernel: Kernel | None = None
+
+    def key(self) -> SecretKey:
+        """Return the demo's signing key, made on first use."""
+        path = self.directory / "key.sec"
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(SecretKey.generate(_KEY_NAME).dump() + "\n")
+        return SecretKey.parse(path.read_text())
+
+    def kernel(self) -> Kernel:
+        """Return the kernel that machines and systems have."""
+        if self._kernel is None:
+            self._kernel = kernel(self.packages, self.directory / "kernel")
+        return self._kernel
+
+    def initrd(self, *, hold_s: float, ca_file: Path | None = None) -> Path:
+        """Return an initrd with the agent, which trusts the demo's key.
+
+        Args:
+            hold_s: how long a failed machine stays on.
+            ca_file: authorities for HTTPS; None where machines use plain HTTP alone.
+        """
+        policy = Policy(
+            keys=(self.key().public.dump(),),
+            hold_s=hold_s,
+            ca_file=None if ca_file is None else "/etc/calve/ca.pem",
+        )
+        agent = payload.build()
+        spec = initrd.Initrd(
+            busybox=Path(which("busybox", package="busybox-static")),
+            kernel_modules=self.kernel().modules,
+            agent=agent,
+            policy=policy.dump(),
+            ca_file=ca_file,
+        )
+        path = self.directory / "images" / f"initrd-{_digest(spec)}.img"
+        if not path.exists():
+            self.progress(Note("packing the initrd"))
+            initrd.write(spec, path, level=_LEVEL)
+        return path
+
+    def system(self, store: LocalStore, name: str, release: int) -> StorePath:
+        """Build a release of a system ("tiny", "webserver") into a store."""
+        return BUILDERS[name](store, self.packages, release=release, boot=Boot(self.kernel()))
+
+    def store(self) -> LocalStore:
+        """Open the store that systems are built into; the caller closes it."""
+        return LocalStore(self.directory / "store", create=True)
+
+    def disk(self, size_bytes: int) -> Path:
+        """Return an empty root disk."""
+        path = self.directory / "images" / f"root-{size_bytes >> 20}m.raw"
+        if not path.exists():
+            self._make_disk(path, size_bytes, None)
+        return path
+
+    def seeded_disk(self, size_bytes: int, cache: Objects, system: StorePath, manifest: str) -> Path:
+        """Return a root disk that holds a release's closure already, as a base image in a cloud does.
+
+        Args:
+            size_bytes: of the file system.
+            cache: has the closure.
+            system: the release's toplevel.
+            manifest: its digest.
+        """
+        path = self.directory / "images" / f"root-{size_bytes >> 20}m-{system.digest}.raw"
+        if path.exists():
+            return path
+        self.progress(Note("making a root disk that is seeded with release 1"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        name = f".tree-{system.digest}"
+        try:
+            remove_tree(folder, name)
+            tree = path.parent / name
+            tree.mkdir(mode=0o755)
+            with BootStore(tree) as sink:
+                keyring = Keyring((self.key().public,))
+                plan = pull.plan([cache], [system], sink, keyring, manifest=manifest)
+                pull.pull(plan, sink, cancel=self.cancel)
+                sink.register()
+            self._make_disk(path, size_bytes, tree)
+        finally:
+            remove_tree(folder, name)
+            os.close(folder)
+        return path
+
+    def _make_disk(self, path: Path, size_bytes: int, tree: Path | None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        ext4.make(temporary, size_bytes, tree=tree, cancel=self.cancel)
+        temporary.replace(path)
+
+
+def _digest(spec: initrd.Initrd) -> str:
+    """Return a digest of all that goes into an initrd: paths, sizes and times of its files, and its policy."""
+    digest = hashlib.sha256(f"{calve.__version__} {_LEVEL}".encode() + spec.policy)
+    files = [spec.busybox, spec.kernel_modules, *(module.origin for module in spec.agent.modules)]
+    data = Path(initrd.__file__).with_name("data")
+    for path in [*files, *sorted(data.iterdir()), *filter(None, [spec.ca_file])]:
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

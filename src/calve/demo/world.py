@@ -1,0 +1,128 @@
+"""The simulated region as the show needs it: S3, metadata, real machines; and how each side reaches it.
+
+Machines see S3 at a link-local address that QEMU forwards, the operator at a port of 127.0.0.1: the same service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote
+
+from calve.clock import SYSTEM, Clock
+from calve.region.imds import Imds, Instance
+from calve.region.machine import Launch
+from calve.region.objects import ObjectService
+from calve.region.qemu import Forward, MachineImage, QemuMachines
+from calve.region.server import Server
+from calve.region.signature import Allow, Key, Principals
+from calve.transport.credentials import Credentials, Static
+
+__all__ = ["BUCKET", "COMMAND_LINE", "REGION", "World"]
+
+REGION: Final = "eu-central-1"
+BUCKET: Final = "calve-demo"
+ROLE: Final = "calve-machine"
+COMMAND_LINE: Final = (
+    "console=ttyS0,115200n8 root=/dev/vda init=/nix/var/nix/profiles/system/init panic=30"
+)
+
+_S3_ADDRESS: Final = "169.254.169.250"
+_CREDENTIALS_LAST: Final = dt.timedelta(hours=6)
+_ACCOUNT: Final = "123456789012"
+
+
+class World:
+    """The region, running while the block lasts.
+
+    Args:
+        directory: objects, disks and consoles; of its own.
+        clock: the time of day.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock = SYSTEM) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._owner = contextlib.ExitStack()
+        self.principals = Principals()
+        self.operator = self.principals.add_user("operator")
+        arn = f"arn:aws:s3:::{BUCKET}"
+        self.principals.set_policy(
+            ROLE,
+            (
+                Allow("s3:GetObject", f"{arn}/*"),
+                Allow("s3:ListBucket", arn),
+                Allow("s3:PutObject", f"{arn}/boot-reports/${{aws:userid}}/*"),
+            ),
+        )
+        self.objects = ObjectService(directory / "s3", self.principals, region=REGION, clock=clock)
+        self.objects.add_bucket(BUCKET)
+        self.s3 = Server(self.objects.handle, name="s3")
+        self.machines = QemuMachines(directory / "machines", self._metadata)
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self.s3)
+            self.machines.forwards = (Forward(_S3_ADDRESS, 80, self.s3.port),)
+            undo.callback(self.machines.close)
+            self._owner = undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._owner.close()
+
+    def add_image(self, image_id: str, image: MachineImage) -> None:
+        """Let instances be launched from an image."""
+        self.machines.images[image_id] = image
+
+    @property
+    def operator_cache(self) -> str:
+        """Return the cache's URL for the operator."""
+        return self._cache(self.s3.url)
+
+    @property
+    def machine_cache(self) -> str:
+        """Return the cache's URL for machines."""
+        return self._cache(f"http://{_S3_ADDRESS}")
+
+    @staticmethod
+    def _cache(endpoint: str) -> str:
+        return f"s3://{BUCKET}?region={REGION}&endpoint={quote(endpoint, safe='')}"
+
+    @property
+    def operator_credentials(self) -> Static:
+        """Return the operator's credentials."""
+        return Static(Credentials(self.operator.access_key, self.operator.secret_key))
+
+    def _metadata(self, launch: Launch) -> Server:
+        """Make the metadata service of one instance."""
+        keys: list[Key] = []
+
+        def credentials() -> Key:
+            now = self._clock.now()
+            if not keys or (keys[-1].expires or now) - now < _CREDENTIALS_LAST / 2:
+                expires = now + _CREDENTIALS_LAST
+                keys.append(self.principals.add_session(ROLE, launch.instance_id, expires))
+            return keys[-1]
+
+        instance = Instance(
+            instance_id=launch.instance_id,
+            region=REGION,
+            availability_zone=f"{REGION}a",
+            local_ipv4="169.254.169.15",
+            instance_type=launch.instance_type,
+            image_id=launch.image_id,
+            account_id=_ACCOUNT,
+            role=ROLE,
+            user_data=lambda: launch.user_data or None,
+            credentials=credentials,
+        )
+        return Server(Imds(instance, clock=self._clock).handle, name=launch.instance_id)

@@ -1,0 +1,339 @@
+"""EC2, Auto Scaling and Elastic Load Balancing at one endpoint, and the one thread that makes them come true.
+
+    with Cloud(machines, balancer) as cloud, Server(cloud.handle) as server:
+        cloud.add_image("ami-0123456789abcdef0", "base")
+        boto3.client("ec2", endpoint_url=server.url, ...)
+
+Deciding is in `groups`, `refresh` and `targets`. The driver's round is: look (machines, balancer), advance all state
+under the lock, perform the effects outside it, wait until something is due. Only the driver changes machines and the
+balancer, so what it sees in one round is always what it did in the round before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from calve.clock import SYSTEM, Clock
+from calve.errors import CalveError
+from calve.region import groups, targets
+from calve.region.autoscaling import AutoScaling, Lookups
+from calve.region.ec2 import Ec2, State
+from calve.region.elb import Elb
+from calve.region.groups import Group, Rules, World
+from calve.region.message import Request, Response
+from calve.region.names import activity_uuid
+from calve.region.query import Action, Dialect, Params, parse
+from calve.region.signature import Refusal
+from calve.tasks import Group as Threads
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from calve.region.balancer import Balancer
+    from calve.region.machine import Launch, Machines
+
+__all__ = ["Authenticate", "Cloud"]
+
+BODY_BYTES = 1024 * 1024
+_CREDENTIAL = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=[^/\s,]+/[0-9]{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request,"
+)
+
+Authenticate = Callable[[Request, str, str], object]
+"""Verifies a request: (request, service, the body's SHA-256 in hexadecimal); Refusal where it does not hold."""
+
+
+class _Service(Protocol):
+    dialect: Dialect
+    actions: Mapping[str, Action]
+
+
+class Cloud:
+    """The three services. A context manager: leaving it stops the driver and terminates what it launched.
+
+    Args:
+        machines: Makes instances; closed by whoever made it, after this.
+        balancer: The region's load balancer; likewise.
+        clock: Real time.
+        region: The region's name; requests signed for another are refused.
+        rules: What governs groups, `launch_parallelism` among them.
+        draining: False cuts deregistered targets off at once, which clients will notice.
+        authenticate: Verifies signatures; None looks at the credential's scope only.
+        poll_s: How often machines and balancer are looked at while nothing is due.
+        seed: Names this region's story; see `names`.
+    """
+
+    def __init__(
+        self,
+        machines: Machines,
+        balancer: Balancer,
+        *,
+        clock: Clock = SYSTEM,
+        region: str = "eu-central-1",
+        rules: Rules | None = None,
+        draining: bool = True,
+        authenticate: Authenticate | None = None,
+        poll_s: float = 0.2,
+        seed: str = "region",
+    ) -> None:
+        self.region = region
+        self._machines = machines
+        self._balancer = balancer
+        self._clock = clock
+        self._rules = rules or Rules()
+        self._draining = draining
+        self._authenticate = authenticate
+        self._poll_s = poll_s
+        self._seed = seed
+        self._origin = clock.now().timestamp() - clock.monotonic()
+        self._lock = threading.Lock()
+        self._poke = threading.Event()
+        self._stopping = False
+        self._threads = Threads("region-cloud", limit=1)
+        self._requests = 0
+        self._refused: dict[str, str] = {}
+        zone = f"{region}a"
+        self.ec2 = Ec2(zone, machines.console, seed)
+        self.elb = Elb(region, self._is_running, balancer.start)
+        lookups = Lookups(self.ec2.template, self._type_of, self.elb.group)
+        self.autoscaling = AutoScaling(region, zone, lookups)
+        services: tuple[_Service, ...] = (self.ec2, self.autoscaling, self.elb)
+        self._services = {one.dialect.version: one for one in services}
+
+    def add_image(self, image_id: str, name: str) -> None:
+        """Register an image, so that instances can be launched from it."""
+        with self._lock:
+            self.ec2.images[image_id] = (name, self._now())
+
+    def __enter__(self) -> Self:
+        self._threads.__enter__()
+        self._threads.cancel.on_cancel(self._poke.set)
+        self._threads.spawn(self._drive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = True
+        self._poke.set()
+        try:
+            self._threads.__exit__(kind, error, trace)
+        finally:
+            for instance_id in self.ec2.live():
+                self._machines.terminate(instance_id)
+
+    def _now(self) -> float:
+        """Return the time of day in seconds, which never goes back."""
+        return self._origin + self._clock.monotonic()
+
+    def _is_running(self, instance_id: str) -> bool:
+        one = self.ec2.instances.get(instance_id)
+        return one is not None and one.state is State.RUNNING
+
+    def _type_of(self, instance_id: str) -> str:
+        one = self.ec2.instances.get(instance_id)
+        return one.instance_type if one is not None else "t3.nano"
+
+    # Requests
+
+    def handle(self, request: Request) -> Response:
+        """Answer one request of any of the three services; thread-safe."""
+        with self._lock:
+            self._requests += 1
+            request_id = activity_uuid(self._seed, "request", self._requests)
+        dialect = self.ec2.dialect
+        try:
+            body = _body(request)
+            form = parse(body)
+            version, action = form.pop("Version", ""), form.pop("Action", "")
+            service = self._services.get(version if isinstance(version, str) else "")
+            if service is None:
+                raise _unknown(action, version)
+            dialect = service.dialect
+            self._check_signature(request, dialect.service, body)
+            return self._perform(service, str(action), form, request_id)
+        except Refusal as refusal:
+            return dialect.error(refusal, request_id)
+        except CalveError as error:
+            return dialect.error(Refusal(500, "InternalFailure", error.message), request_id)
+
+    def _perform(
+        self, service: _Service, action: str, form: Mapping[str, Any], request_id: str
+    ) -> Response:
+        perform = service.actions.get(action)
+        if perform is None:
+            raise _unknown(action, service.dialect.version)
+        params = Params(form, service.dialect.validation)
+        if params.boolean("DryRun"):
+            raise Refusal(
+                412,
+                "DryRunOperation",
+                "Request would have succeeded, but DryRun flag is set.",
+            )
+        if self._threads.cancel.cancelled:
+            raise Refusal(500, "InternalFailure", "The simulated region's driver has failed.")
+        with self._lock:
+            result = perform(params, self._now())
+        self._poke.set()
+        return service.dialect.answer(action, result, request_id)
+
+    def _check_signature(self, request: Request, service: str, body: bytes) -> None:
+        header = request.headers.get("authorization", "")
+        found = _CREDENTIAL.match(header)
+        if found is None:
+            raise Refusal(
+                403, "MissingAuthenticationToken", "Request is missing Authentication Token"
+            )
+        if found.groups() != (self.region, service):
+            raise Refusal(
+                403,
+                "SignatureDoesNotMatch",
+                f"Credential should be scoped to {self.region}/{service}, not {'/'.join(found.groups())}.",
+            )
+        if self._authenticate is not None:
+            self._authenticate(request, service, hashlib.sha256(body).hexdigest())
+
+    # The driver
+
+    def _drive(self) -> None:
+        while not self._stopping and not self._threads.cancel.cancelled:
+            self._poke.clear()
+            wake_at = self.round()
+            if not self._stopping:
+                wait_s = (
+                    self._poll_s if wake_at is None else min(self._poll_s, wake_at - self._now())
+                )
+                self._clock.wait(self._poke, max(0.0, wait_s))
+
+    def round(self) -> float | None:
+        """Look, advance, perform; return when to do so again at the latest, None for at the next look."""
+        with self._lock:
+            live = self.ec2.live()
+            registered = {one for group in self.elb.groups.values() for one in group.targets}
+        running = {one: self._machines.running(one) for one in live}
+        addresses = {one: self._machines.address(one) for one in registered}
+        checks = self._balancer.checks() if registered else {}
+        with self._lock:
+            now = self._now()
+            self.ec2.observe(running, now)
+            wake, doing = self._advance_targets(addresses, checks, now)
+            group_wake, launches = self._advance_groups(now)
+            endings = [one for one in self.ec2.ending() if running.get(one, True)]
+        for effect in doing:
+            self._tell_balancer(effect)
+        for launch in launches:
+            self._launch(launch)
+        for instance_id in endings:
+            self._machines.terminate(instance_id)
+        if endings:
+            return now
+        return min((time for time in (wake, group_wake) if time is not None), default=None)
+
+    def _advance_targets(
+        self,
+        addresses: Mapping[str, tuple[str, int] | None],
+        checks: Mapping[str, targets.Check],
+        now: float,
+    ) -> tuple[float | None, list[targets.Effect]]:
+        wakes: list[float | None] = []
+        doing: list[targets.Effect] = []
+        for name, group in self.elb.groups.items():
+            seen = {one: targets.Seen(addresses.get(one), checks.get(one)) for one in group.targets}
+            step = targets.advance(group, seen, now, draining=self._draining)
+            self.elb.groups[name] = step.group
+            doing += step.effects
+            wakes.append(step.wake_at)
+        return min((time for time in wakes if time is not None), default=None), doing
+
+    def _advance_groups(self, now: float) -> tuple[float | None, list[Launch]]:
+        wakes: list[float] = []
+        launches: list[Launch] = []
+        versions = {one.id: (one.default, one.latest) for one in self.ec2.templates.values()}
+        for name, group in list(self.autoscaling.groups.items()):
+            seen = {one: self._seen(one, group) for one in group.instances}
+            step = groups.advance(group, World(seen, versions), now, self._rules)
+            self.autoscaling.groups[name] = step.group
+            for instance_id in group.instances.keys() - step.group.instances.keys():
+                self._refused.pop(instance_id, None)
+            launches += self._take(step.group, step.effects, now)
+            if step.group.gone:
+                del self.autoscaling.groups[name]
+            if step.wake_at is not None:
+                wakes.append(step.wake_at)
+        return min(wakes, default=None), launches
+
+    def _seen(self, instance_id: str, group: Group) -> groups.Seen:
+        one = self.ec2.instances.get(instance_id)
+        return groups.Seen(
+            one.state if one is not None else State.TERMINATED,
+            self.elb.state(group.target_groups, instance_id),
+            self._refused.get(instance_id),
+        )
+
+    def _take(self, group: Group, effects: tuple[groups.Effect, ...], now: float) -> list[Launch]:
+        """Take a group's effects into the state of its neighbours; return what is to be started."""
+        launches = []
+        for effect in effects:
+            match effect:
+                case groups.Launch(instance_id, spec):
+                    tags = {
+                        **group.tags,
+                        "aws:autoscaling:groupName": group.name,
+                        "aws:ec2launchtemplate:id": spec.id,
+                        "aws:ec2launchtemplate:version": spec.version,
+                    }
+                    try:
+                        launches.append(self.ec2.launch(instance_id, spec, tags, now))
+                    except Refusal as refusal:
+                        self._refused[instance_id] = refusal.message
+                case groups.Register(instance_id, target_group):
+                    self.elb.register(target_group, instance_id, now)
+                case groups.Deregister(instance_id, target_group):
+                    self.elb.deregister(target_group, instance_id, now)
+                case groups.Terminate(instance_id):
+                    reason = "Server.ScheduledStop: Terminated by Auto Scaling"
+                    self.ec2.terminate(instance_id, ("Server.ScheduledStop", reason))
+        return launches
+
+    def _launch(self, launch: Launch) -> None:
+        try:
+            self._machines.launch(launch)
+        except CalveError as error:
+            with self._lock:
+                self.ec2.forget(launch.instance_id)
+                self._refused[launch.instance_id] = error.message
+
+    def _tell_balancer(self, effect: targets.Effect) -> None:
+        match effect:
+            case targets.Add(target_id, address):
+                self._balancer.add(target_id, address)
+            case targets.Ready(target_id):
+                self._balancer.ready(target_id)
+            case targets.Drain(target_id):
+                self._balancer.drain(target_id)
+            case targets.Remove(target_id):
+                self._balancer.remove(target_id)
+
+
+def _body(request: Request) -> bytes:
+    if request.method != "POST":
+        raise Refusal(405, "MethodNotAllowed", "Only POST is simulated")
+    try:
+        return request.body.read_all(BODY_BYTES)
+    except ValueError as error:
+        raise Refusal(413, "RequestEntityTooLarge", str(error)) from None
+
+
+def _unknown(action: object, version: object) -> Refusal:
+    return Refusal(
+        400,
+        "InvalidAction",
+        f"Could not find operation {action} for version {version} (or it is not simulated)",
+    )

@@ -1,0 +1,504 @@
+"""Auto Scaling groups as pure machines: `advance(group, world, now)` gives the group, effects and when to look again.
+
+Source: Amazon EC2 Auto Scaling User Guide, "Amazon EC2 Auto Scaling instance lifecycle", "Health checks",
+"Verify a scaling activity" (the texts of causes). No clock, thread or network: effects are data that `cloud`, or
+a test with a virtual clock, performs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from calve.region import refresh as refreshes
+from calve.region.ec2 import State
+from calve.region.names import activity_uuid, identifier, stamp
+from calve.region.refresh import Member, Refresh, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from calve.region.templates import TemplateSpec
+
+__all__ = [
+    "Activity",
+    "Deregister",
+    "Effect",
+    "Group",
+    "GroupInstance",
+    "Launch",
+    "Lifecycle",
+    "Register",
+    "Rules",
+    "Seen",
+    "Step",
+    "Terminate",
+    "World",
+    "advance",
+]
+
+ACTIVITIES_KEPT = 5000
+_OFF = {State.STOPPED, State.SHUTTING_DOWN, State.TERMINATED}
+_EC2_SICK = "an EC2 health check indicating it has been terminated or stopped"
+_ELB_SICK = "an ELB system health check failure"
+_REFRESH = "an instance refresh"
+
+
+class Lifecycle(StrEnum):
+    """An instance's state in its group; lifecycle hooks will add the waiting ones."""
+
+    PENDING = "Pending"
+    IN_SERVICE = "InService"
+    TERMINATING = "Terminating"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What governs every group of the region.
+
+    Attributes:
+        launch_parallelism: At most so many new machines boot at once during a refresh; None for no limit. AWS has
+            no such limit: it is the simulated host's, where machines under emulation slow each other down.
+        give_up_s: A refresh without progress fails after so long.
+        retry_s: After a launch that was refused, the next one waits so long, then twice as long, up to 64 times.
+    """
+
+    launch_parallelism: int | None = 1
+    give_up_s: float = 3600.0
+    retry_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """A scaling activity."""
+
+    id: str
+    description: str
+    cause: str
+    started_at: float
+    status: str
+    progress: int
+    ended_at: float | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInstance:
+    """An instance of a group; `spec.version` is the number that it was launched from."""
+
+    id: str
+    spec: TemplateSpec
+    launched_at: float
+    activity: str
+    lifecycle: Lifecycle = Lifecycle.PENDING
+    in_service_at: float = 0.0
+    sick: bool = False
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An Auto Scaling group.
+
+    Attributes:
+        spec: Its launch template, as the client named it.
+        checks_elb: Target health counts (health check type ELB).
+        cause: What a user last asked for; it becomes the cause of the activities that follow from it.
+        serial: How many things were named.
+    """
+
+    name: str
+    spec: TemplateSpec
+    min_size: int
+    max_size: int
+    desired: int
+    created_at: float
+    zone: str = ""
+    target_groups: tuple[str, ...] = ()
+    checks_elb: bool = False
+    grace_s: float = 0.0
+    cooldown_s: float = 300.0
+    warmup_s: float | None = None
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    instances: Mapping[str, GroupInstance] = field(default_factory=lambda: MappingProxyType({}))
+    activities: Mapping[str, Activity] = field(default_factory=lambda: MappingProxyType({}))
+    refreshes: tuple[Refresh, ...] = ()
+    cause: str = ""
+    serial: int = 0
+    deleting: bool = False
+    retry_at: float = 0.0
+    refusals: int = 0
+
+    @property
+    def refresh(self) -> Refresh | None:
+        """Return the refresh that is under way."""
+        last = self.refreshes[-1] if self.refreshes else None
+        return last if last is not None and last.status.active else None
+
+    @property
+    def gone(self) -> bool:
+        """Say whether its deletion is done."""
+        return self.deleting and not self.instances
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of an instance.
+
+    Attributes:
+        state: As EC2 gives it.
+        target: Its state in the group's target groups, the worst of them: `initial`, `healthy`, `unhealthy`,
+            `draining`; None where it is registered in none.
+        error: Why its launch was refused.
+    """
+
+    state: State
+    target: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a group sees: its instances, and (default, latest) of each launch template by id."""
+
+    instances: Mapping[str, Seen]
+    versions: Mapping[str, tuple[int, int]]
+
+    def resolve(self, spec: TemplateSpec) -> TemplateSpec:
+        """Replace `$Default` and `$Latest` by the number of now."""
+        if not spec.version.startswith("$"):
+            return spec
+        default, latest = self.versions[spec.id]
+        return replace(spec, version=str(default if spec.version == "$Default" else latest))
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Start an instance from a numbered version."""
+
+    instance_id: str
+    spec: TemplateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """End an instance's machine."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Put an instance into a target group."""
+
+    instance_id: str
+    target_group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deregister:
+    """Take an instance out of a target group, draining it."""
+
+    instance_id: str
+    target_group: str
+
+
+Effect = Launch | Terminate | Register | Deregister
+_GONE = Seen(State.TERMINATED)
+_IN_SERVICE, _RUNNING = Lifecycle.IN_SERVICE, State.RUNNING
+_CALM = {"healthy", "initial", None}
+"""Target states at which nothing has to be decided of a running instance in service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A group after `advance`, what is to be done, and when to look again if nothing is seen before."""
+
+    group: Group
+    effects: tuple[Effect, ...]
+    wake_at: float | None
+
+
+def advance(group: Group, world: World, now: float, rules: Rules) -> Step:
+    """Bring a group on; after effects, look again at once."""
+    draft = _Draft(group, world, now)
+    for instance in group.instances.values():
+        seen = world.instances.get(instance.id, _GONE)
+        if not (
+            instance.lifecycle is _IN_SERVICE and seen.state is _RUNNING and seen.target in _CALM
+        ):
+            draft.settle(instance, seen)
+    refresh = draft.group.refresh
+    if refresh is not None and not group.deleting:
+        draft.follow(refresh, rules)
+    if draft.group.refresh is None or group.deleting:
+        draft.reconcile()
+    done = draft.finish(rules)
+    wake_at = now if draft.effects or done != group else draft.wake_at(rules)
+    return Step(done, tuple(draft.effects), wake_at)
+
+
+class _Draft:
+    """A group being brought on; frozen again by `finish`."""
+
+    def __init__(self, group: Group, world: World, now: float) -> None:
+        self.group = group
+        self.effects: list[Effect] = []
+        self._world = world
+        self._now = now
+        self._instances = dict(group.instances)
+        self._activities = dict(group.activities)
+        self._serial = group.serial
+        self._checked = group.checks_elb and bool(group.target_groups)
+
+    # Instances
+
+    def settle(self, instance: GroupInstance, seen: Seen) -> None:
+        """Take in what was seen of an instance."""
+        if seen.error is not None:
+            self._refused(instance, seen.error)
+        elif instance.lifecycle is Lifecycle.TERMINATING:
+            self._leave(instance, seen)
+        elif seen.state in _OFF:
+            self._retire(instance, _EC2_SICK, sick=True)
+        elif instance.lifecycle is Lifecycle.PENDING:
+            if seen.state is State.RUNNING:
+                self._enter(instance)
+        elif self._fails_elb(instance, seen):
+            self._retire(instance, _ELB_SICK, sick=True)
+
+    def _fails_elb(self, instance: GroupInstance, seen: Seen) -> bool:
+        graced = self._now < instance.in_service_at + self.group.grace_s
+        return self.group.checks_elb and seen.target == "unhealthy" and not graced
+
+    def _enter(self, instance: GroupInstance) -> None:
+        self._instances[instance.id] = replace(
+            instance, lifecycle=Lifecycle.IN_SERVICE, in_service_at=self._now
+        )
+        self._close(instance.activity, "Successful")
+        self.group = replace(self.group, refusals=0)
+        for target_group in self.group.target_groups:
+            self.effects.append(Register(instance.id, target_group))
+
+    def _refused(self, instance: GroupInstance, error: str) -> None:
+        del self._instances[instance.id]
+        self._describe(
+            instance.activity,
+            f"Launching a new EC2 instance.  Status Reason: {error}. Launching EC2 instance failed.",
+        )
+        self._close(instance.activity, "Failed", f"{error}. Launching EC2 instance failed.")
+        refusals = min(self.group.refusals + 1, 7)
+        self.group = replace(self.group, refusals=refusals, retry_at=-1.0)
+
+    def _leave(self, instance: GroupInstance, seen: Seen) -> None:
+        if seen.target is not None:
+            return
+        if not instance.ended:
+            self._instances[instance.id] = replace(instance, ended=True)
+            self._describe(instance.activity, f"Terminating EC2 instance: {instance.id}")
+            self._update(instance.activity, "InProgress", 50)
+            self.effects.append(Terminate(instance.id))
+        elif seen.state is State.TERMINATED:
+            del self._instances[instance.id]
+            self._close(instance.activity, "Successful")
+
+    def _retire(self, instance: GroupInstance, reason: str, *, sick: bool = False) -> None:
+        if instance.lifecycle is Lifecycle.PENDING:
+            self._close(instance.activity, "Cancelled")
+        cause = (
+            f"At {stamp(self._now)} an instance was taken out of service in response to {reason}."
+        )
+        self._terminating(instance, cause, sick=sick)
+
+    def _terminating(self, instance: GroupInstance, cause: str, *, sick: bool = False) -> None:
+        drains = bool(self.group.target_groups) and instance.lifecycle is Lifecycle.IN_SERVICE
+        description = f"Terminating EC2 instance: {instance.id}"
+        if drains:
+            description += " - Waiting For ELB Connection Draining."
+        activity = self._open(
+            description, cause, "WaitingForELBConnectionDraining" if drains else "InProgress"
+        )
+        self._instances[instance.id] = replace(
+            instance, lifecycle=Lifecycle.TERMINATING, sick=sick, activity=activity
+        )
+        for target_group in self.group.target_groups if drains else ():
+            self.effects.append(Deregister(instance.id, target_group))
+
+    def _launch(self, spec: TemplateSpec, cause: str) -> None:
+        instance_id = identifier("i", self.group.name, self.group.created_at, self._next())
+        numbered = self._world.resolve(spec)
+        activity = self._open(f"Launching a new EC2 instance: {instance_id}", cause, "PreInService")
+        self._instances[instance_id] = GroupInstance(instance_id, numbered, self._now, activity)
+        self.effects.append(Launch(instance_id, numbered))
+
+    # Capacity
+
+    def _staying(self) -> list[GroupInstance]:
+        return [
+            one for one in self._instances.values() if one.lifecycle is not Lifecycle.TERMINATING
+        ]
+
+    def reconcile(self) -> None:
+        """Launch what is missing, retire what is too many."""
+        group, staying = self.group, self._staying()
+        wanted = 0 if group.deleting else group.desired
+        count = len(staying)
+        asked = f"At {stamp(self._now)} {group.cause}.  " if group.cause else ""
+        if count < wanted and self._may_launch():
+            sick = any(one.sick for one in self._instances.values())
+            for _ in range(wanted - count):
+                if sick and not asked:
+                    cause = (
+                        f"At {stamp(self._now)} an instance was launched in response to an "
+                        "unhealthy instance needing to be replaced."
+                    )
+                else:
+                    cause = (
+                        f"{asked}At {stamp(self._now)} an instance was started in response to a difference "
+                        f"between desired and actual capacity, increasing the capacity from {count} to {wanted}."
+                    )
+                self._launch(group.spec, cause)
+            self.group = replace(self.group, cause="")
+        elif count > wanted:
+            for one in sorted(staying, key=self._dispensable)[: count - wanted]:
+                cause = (
+                    f"{asked}At {stamp(self._now)} an instance was taken out of service in response to a "
+                    f"difference between desired and actual capacity, shrinking the capacity from {count} "
+                    f"to {wanted}.  At {stamp(self._now)} instance {one.id} was selected for termination."
+                )
+                self._terminating(one, cause)
+            self.group = replace(self.group, cause="")
+
+    def _may_launch(self) -> bool:
+        return 0.0 <= self.group.retry_at <= self._now
+
+    def _dispensable(self, one: GroupInstance) -> tuple[bool, int, float, str]:
+        """Order for scale-in: not healthy first, then the oldest template version, then the oldest instance.
+
+        AWS's default policy begins with the oldest version; that a machine which does not serve goes first is
+        this simulation's, so that scaling in after a cancelled refresh costs no capacity.
+        """
+        return (
+            self._serves(one),
+            int(one.spec.version),
+            one.launched_at,
+            one.id,
+        )
+
+    def _serves(self, one: GroupInstance) -> bool:
+        """Say whether it is in service and its checks pass."""
+        seen = self._world.instances.get(one.id, _GONE)
+        return (
+            one.lifecycle is _IN_SERVICE
+            and seen.state is _RUNNING
+            and (not self._checked or seen.target == "healthy")
+        )
+
+    # Refresh
+
+    def follow(self, refresh: Refresh, rules: Rules) -> None:
+        """Ask the refresh what it wants, and do it."""
+        spec = self._world.resolve(refresh.spec or self.group.spec)
+        decision = refreshes.decide(
+            refresh,
+            [self._member(one, refresh, spec) for one in self._staying()],
+            desired=self.group.desired,
+            leaving=frozenset(
+                one.id for one in self._instances.values() if one.lifecycle is Lifecycle.TERMINATING
+            ),
+            now=self._now,
+            parallelism=rules.launch_parallelism,
+            give_up_s=rules.give_up_s,
+        )
+        for instance_id in decision.retire:
+            self._retire(self._instances[instance_id], _REFRESH)
+        if self._may_launch():
+            cause = f"At {stamp(self._now)} an instance was launched in response to {_REFRESH}."
+            for _ in range(decision.launch):
+                self._launch(spec, cause)
+        after = decision.refresh
+        keeps = (*self.group.refreshes[:-1], after)
+        group_spec = self.group.spec
+        if after.status is Status.SUCCESSFUL and after.spec is not None:
+            group_spec = after.spec
+        self.group = replace(self.group, refreshes=keeps, spec=group_spec)
+
+    def _warm_at(self, one: GroupInstance, refresh: Refresh) -> float:
+        if one.launched_at < refresh.started_at:
+            return 0.0
+        return one.in_service_at + _warmup_s(self.group, refresh)
+
+    def _member(self, one: GroupInstance, refresh: Refresh, spec: TemplateSpec) -> Member:
+        pending = one.lifecycle is Lifecycle.PENDING
+        serves = self._serves(one)
+        return Member(
+            one.id,
+            one.launched_at,
+            matches=one.spec == spec,
+            pending=pending,
+            healthy=serves and self._now >= self._warm_at(one, refresh),
+            booting=pending or (self._checked and not serves),
+        )
+
+    # Activities
+
+    def _next(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def _open(self, description: str, cause: str, status: str) -> str:
+        name = activity_uuid(self.group.name, self.group.created_at, self._next())
+        self._activities[name] = Activity(name, description, cause, self._now, status, 30)
+        return name
+
+    def _describe(self, name: str, description: str) -> None:
+        self._activities[name] = replace(self._activities[name], description=description)
+
+    def _update(self, name: str, status: str, progress: int) -> None:
+        self._activities[name] = replace(self._activities[name], status=status, progress=progress)
+
+    def _close(self, name: str, status: str, message: str | None = None) -> None:
+        self._activities[name] = replace(
+            self._activities[name], status=status, progress=100, ended_at=self._now, message=message
+        )
+
+    # The end
+
+    def finish(self, rules: Rules) -> Group:
+        """Freeze."""
+        group = self.group
+        if group.retry_at < 0:
+            group = replace(group, retry_at=self._now + rules.retry_s * 2.0 ** (group.refusals - 1))
+        if len(self._activities) > ACTIVITIES_KEPT:
+            ended = [one.id for one in self._activities.values() if one.ended_at is not None]
+            for name in ended[: len(self._activities) - ACTIVITIES_KEPT]:
+                del self._activities[name]
+        self.group = replace(
+            group, instances=self._instances, activities=self._activities, serial=self._serial
+        )
+        return self.group
+
+    def wake_at(self, rules: Rules) -> float | None:
+        """Return the earliest instant at which time alone changes something."""
+        times = [self.group.retry_at]
+        refresh = self.group.refresh
+        if refresh is not None:
+            times.append(refresh.progress_at + rules.give_up_s)
+        for one in self._instances.values():
+            if one.lifecycle is not Lifecycle.IN_SERVICE:
+                continue
+            if self.group.checks_elb:
+                times.append(one.in_service_at + self.group.grace_s)
+            if refresh is not None:
+                times.append(self._warm_at(one, refresh))
+        return min((time for time in times if time > self._now), default=None)
+
+
+def _warmup_s(group: Group, refresh: Refresh) -> float:
+    """Return the warm-up in force: the refresh's, the group's default, else the grace period."""
+    for seconds in (refresh.preferences.warmup_s, group.warmup_s):
+        if seconds is not None:
+            return seconds
+    return group.grace_s

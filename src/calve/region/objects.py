@@ -1,0 +1,435 @@
+"""S3's data plane: buckets, objects, conditions, ranges, multipart uploads, listing; signed, with S3's errors.
+
+Source: the S3 API Reference of each operation. Objects are streamed to and from disk. Not simulated: versions,
+copies, ACLs, ListObjects (version 1), presigned URLs, composite checksums; they are answered NotImplemented.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import re
+import threading
+import urllib.parse
+from collections import Counter, deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from calve.clock import SYSTEM, Clock
+from calve.region import objects_multipart as multipart
+from calve.region import objects_read as reading
+from calve.region import objects_xml as xml
+from calve.region.message import Request, Response
+from calve.region.objects_payload import MAXIMUM_BYTES, read_document, receive
+from calve.region.objects_store import Bucket, Object
+from calve.region.objects_write import (
+    check_key,
+    check_utf8,
+    checksum_headers,
+    condition,
+    kept_headers,
+)
+from calve.region.signature import ANONYMOUS, Identity, Principals, Refusal, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["MAXIMUM_BYTES", "Call", "ObjectService"]
+
+_BUCKET_NAME = re.compile(r"(?!xn--|sthree-)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_DOCUMENT_BYTES = 4 * 1024 * 1024
+_CALLS = 100_000
+"""How many of the last requests are kept."""
+_UNSIMULATED = frozenset(
+    {
+        "accelerate", "acl", "analytics", "attributes", "cors", "delete", "encryption", "inventory", "legal-hold",
+        "lifecycle", "logging", "metrics", "notification", "object-lock", "ownershipControls", "partNumber",
+        "policy", "policyStatus", "publicAccessBlock", "replication", "requestPayment", "restore", "retention",
+        "select", "tagging", "torrent", "uploadId", "uploads", "versionId", "versioning", "versions", "website",
+        "X-Amz-Signature",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as the log keeps it.
+
+    Attributes:
+        operation: S3's name, such as `GetObject`; "" where it was refused before it was known.
+        code: The error's code; "" where there is none.
+        range: The Range header; "" where there is none.
+        principal: `Identity.name`.
+    """
+
+    method: str
+    operation: str
+    bucket: str
+    key: str
+    status: int
+    code: str
+    range: str
+    principal: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a request is about."""
+
+    request: Request
+    identity: Identity
+    bucket: str
+    key: str
+    parameters: dict[str, str]
+
+
+class ObjectService:
+    """S3 in one region; `handle` is what a `Server` serves.
+
+    Args:
+        root: A directory of its own; buckets that were made there before are not served until they are added.
+        principals: Keys and policies.
+        region: What signatures must name.
+        domains: Host names below which a bucket may stand: `bucket.s3.test` with the domain `s3.test`.
+        clock: For signatures, expiry and Last-Modified.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        principals: Principals,
+        *,
+        region: str = "test-region",
+        domains: tuple[str, ...] = (),
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self.root = root
+        self.principals = principals
+        self.region = region
+        self.domains = domains
+        self.clock = clock
+        self.uploads = multipart.Uploads()
+        self.calls: deque[Call] = deque(maxlen=_CALLS)
+        self._counts: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._buckets: dict[str, Bucket] = {}
+        self._lock = threading.Lock()
+        self._serial = itertools.count(1)
+
+    def add_bucket(self, name: str, region: str | None = None, *, public: bool = False) -> Bucket:
+        """Make a bucket, or open the one that is there; `public`: unsigned GET and HEAD of objects are allowed."""
+        with self._lock:
+            if name not in self._buckets:
+                self._buckets[name] = Bucket(
+                    self.root / name, name, region or self.region, public=public
+                )
+            return self._buckets[name]
+
+    def bucket(self, name: str) -> Bucket:
+        """Return a bucket; KeyError where there is none."""
+        return self._buckets[name]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Return how many requests there were, by operation."""
+        with self._lock:
+            return Counter(self._counts)
+
+    @property
+    def sent_bytes(self) -> Counter[str]:
+        """Return the bytes of objects that were sent, by principal (`role/instance`)."""
+        with self._lock:
+            return Counter(self._sent)
+
+    def handle(self, request: Request) -> Response:
+        """Answer a request."""
+        bucket, key = self._address(request)
+        operation, code, identity = "", "", ANONYMOUS
+        request_id = f"{next(self._serial):016X}"
+        host_id = base64.b64encode(request_id.encode()).decode()
+        try:
+            check_utf8(key)
+            identity = verify(
+                request,
+                self.principals,
+                service="s3",
+                region=self.region,
+                now=self.clock.now(),
+            )
+            target = _Target(request, identity, bucket, key, dict(request.parameters))
+            operation, perform = self._route(target)
+            response = perform(target)
+            headers = {"x-amz-request-id": request_id, "x-amz-id-2": host_id, **response.headers}
+            response = replace(response, headers=headers)
+        except Refusal as refusal:
+            code = refusal.code
+            response = xml.error_response(refusal, request.path, request_id, host_id)
+        ranged = request.headers.get("range", "")
+        call = Call(
+            request.method, operation, bucket, key, response.status, code, ranged, identity.name
+        )
+        with self._lock:
+            self.calls.append(call)
+            self._counts[operation] += 1
+        return response
+
+    def _address(self, request: Request) -> tuple[str, str]:
+        """Split a request into bucket and key: virtual-hosted below a known domain, else path-style."""
+        path = urllib.parse.unquote(request.path[1:], errors="surrogateescape")
+        host = request.host.rpartition(":")[0] if ":" in request.host else request.host
+        for domain in self.domains:
+            if host.endswith(f".{domain}"):
+                return host.removesuffix(f".{domain}"), path
+        bucket, _, key = path.partition("/")
+        return bucket, key
+
+    def _route(self, target: _Target) -> tuple[str, Callable[[_Target], Response]]:
+        names = target.parameters.keys() & (
+            _UNSIMULATED | {"uploads", "uploadId", "partNumber", "location", "list-type"}
+        )
+        method = target.request.method
+        table: dict[tuple[str, bool, frozenset[str]], tuple[str, Callable[[_Target], Response]]] = {
+            ("PUT", False, frozenset()): ("CreateBucket", self._create_bucket),
+            ("HEAD", False, frozenset()): ("HeadBucket", self._head_bucket),
+            ("GET", False, frozenset({"location"})): ("GetBucketLocation", self._location),
+            ("GET", False, frozenset({"list-type"})): ("ListObjectsV2", self._list),
+            ("GET", True, frozenset()): ("GetObject", self._get),
+            ("HEAD", True, frozenset()): ("HeadObject", self._get),
+            ("PUT", True, frozenset()): ("PutObject", self._put),
+            ("DELETE", True, frozenset()): ("DeleteObject", self._delete),
+            ("POST", True, frozenset({"uploads"})): ("CreateMultipartUpload", self._create_upload),
+            ("PUT", True, frozenset({"uploadId", "partNumber"})): ("UploadPart", self._upload_part),
+            ("POST", True, frozenset({"uploadId"})): ("CompleteMultipartUpload", self._complete),
+            ("DELETE", True, frozenset({"uploadId"})): ("AbortMultipartUpload", self._abort),
+        }
+        found = table.get((method, bool(target.key), frozenset(names)))
+        if method not in {"GET", "HEAD", "PUT", "POST", "DELETE"}:
+            raise Refusal(
+                405,
+                "MethodNotAllowed",
+                "The specified method is not allowed against this resource.",
+            )
+        if found is None or not target.bucket or "x-amz-copy-source" in target.request.headers:
+            raise Refusal(
+                501,
+                "NotImplemented",
+                "A header or query you provided implies functionality that is not implemented",
+            )
+        return found
+
+    # Access
+
+    def _may(self, target: _Target, action: str, bucket: str, key: str = "") -> bool:
+        resource = f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
+        return self.principals.allows(target.identity, f"s3:{action}", resource)
+
+    def _open_bucket(self, target: _Target, action: str) -> Bucket:
+        """Return the bucket, where the action on it, or on the key in it, is allowed."""
+        bucket = self._buckets.get(target.bucket)
+        if bucket is None:
+            raise Refusal(
+                404,
+                "NoSuchBucket",
+                "The specified bucket does not exist",
+                [("BucketName", target.bucket)],
+            )
+        if bucket.region != self.region:
+            raise Refusal(
+                301,
+                "PermanentRedirect",
+                "The bucket you are attempting to access must be addressed using the specified endpoint. "
+                "Please send all future requests to this endpoint.",
+                [("Bucket", bucket.name), ("Endpoint", f"s3.{bucket.region}.amazonaws.com")],
+                {"x-amz-bucket-region": bucket.region},
+            )
+        readable = bucket.public and action == "GetObject"
+        if not readable and not self._may(target, action, bucket.name, target.key):
+            raise _denied()
+        return bucket
+
+    # Buckets
+
+    def _create_bucket(self, target: _Target) -> Response:
+        if not self._may(target, "CreateBucket", target.bucket):
+            raise _denied()
+        if not _BUCKET_NAME.fullmatch(target.bucket) or ".." in target.bucket:
+            raise Refusal(
+                400,
+                "InvalidBucketName",
+                "The specified bucket is not valid.",
+                [("BucketName", target.bucket)],
+            )
+        data = read_document(target.request, _DOCUMENT_BYTES)
+        region = self.region
+        if data.strip():
+            region = xml.text_of(xml.parse(data, "CreateBucketConfiguration"), "LocationConstraint")
+        if region != self.region:
+            raise Refusal(
+                400,
+                "IllegalLocationConstraintException",
+                f"The {region} location constraint is incompatible for the region specific endpoint this "
+                "request was sent to.",
+            )
+        if target.bucket in self._buckets:
+            raise Refusal(
+                409,
+                "BucketAlreadyOwnedByYou",
+                "Your previous request to create the named bucket succeeded and you already own it.",
+                [("BucketName", target.bucket)],
+            )
+        self.add_bucket(target.bucket)
+        return Response(200, {"Location": f"/{target.bucket}"})
+
+    def _head_bucket(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "ListBucket")
+        return Response(200, {"x-amz-bucket-region": bucket.region})
+
+    def _location(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "GetBucketLocation")
+        body = xml.document("LocationConstraint", []).replace(
+            b"></LocationConstraint>", f">{bucket.region}</LocationConstraint>".encode()
+        )
+        return Response(200, {"Content-Type": "application/xml"}, body)
+
+    def _list(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "ListBucket")
+        if target.parameters["list-type"] != "2":
+            raise Refusal(501, "NotImplemented", "Only version 2 of ListObjects is simulated.")
+        listing = xml.Listing.parse(target.parameters)
+        found, last = bucket.listing(
+            listing.prefix, listing.delimiter, listing.after, listing.limit
+        )
+        body = listing.render(bucket.name, found, last if listing.limit else None)
+        return Response(200, {"Content-Type": "application/xml"}, body)
+
+    # Objects
+
+    def _get(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "GetObject")
+        opened = bucket.open(target.key)
+        if opened is None:
+            if not self._may(target, "ListBucket", bucket.name):
+                raise _denied()  # whoever may not list does not learn what is missing
+            raise Refusal(
+                404, "NoSuchKey", "The specified key does not exist.", [("Key", target.key)]
+            )
+        entry, body = opened
+        try:
+            status, headers, body = reading.select(target.request.headers, entry, body)
+        except Refusal:
+            body.file.close()
+            raise
+        on_sent = self._account(target.identity)
+        return Response(status, headers, body, on_sent)
+
+    def _account(self, identity: Identity) -> Callable[[int], None]:
+        def add(count: int) -> None:
+            with self._lock:
+                self._sent[identity.name] += count
+
+        return add
+
+    def _put(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "PutObject")
+        check_key(target.key)
+        with bucket.flight(target.key, condition(target.request.headers)) as flight:
+            draft = bucket.draft()
+            try:
+                received = receive(target.request, draft.file)
+                entry = Object(
+                    target.key,
+                    received.size,
+                    received.md5.hex(),
+                    self.clock.now().replace(microsecond=0),
+                    draft.path.name,
+                    kept_headers(target.request.headers),
+                    received.checksums,
+                )
+                bucket.publish(flight, draft, entry)
+            finally:
+                draft.discard()
+        return Response(200, {"ETag": f'"{entry.etag}"'} | checksum_headers(received.checksums))
+
+    def _delete(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "DeleteObject")
+        bucket.delete(target.key, condition(target.request.headers))
+        return Response(204)
+
+    # Multipart uploads
+
+    def _create_upload(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "PutObject")
+        check_key(target.key)
+        upload = self.uploads.create(bucket, target.key, kept_headers(target.request.headers))
+        body = xml.document(
+            "InitiateMultipartUploadResult",
+            [("Bucket", bucket.name), ("Key", target.key), ("UploadId", upload.id)],
+        )
+        return Response(200, {"Content-Type": "application/xml"}, body)
+
+    def _upload_part(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "PutObject")
+        upload = self.uploads.find(target.parameters["uploadId"], bucket, target.key)
+        number = target.parameters["partNumber"]
+        if not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > multipart.MAXIMUM_PARTS:
+            raise Refusal(
+                400,
+                "InvalidArgument",
+                "Part number must be an integer between 1 and 10000, inclusive",
+                [("ArgumentName", "partNumber"), ("ArgumentValue", number)],
+            )
+        draft = bucket.draft()
+        try:
+            received = receive(target.request, draft.file)
+            draft.file.close()
+        except BaseException:
+            draft.discard()
+            raise
+        part = multipart.Part(draft, received)
+        upload.put(int(number), part)
+        return Response(200, {"ETag": f'"{part.etag}"'} | checksum_headers(received.checksums))
+
+    def _complete(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "PutObject")
+        upload = self.uploads.find(target.parameters["uploadId"], bucket, target.key)
+        document = read_document(target.request, _DOCUMENT_BYTES)
+        named = multipart.named_parts(xml.parse(document, "CompleteMultipartUpload"))
+        if upload.completed is None:
+            with bucket.flight(target.key, condition(target.request.headers)) as flight:
+                draft = bucket.draft()
+                try:
+                    parts = upload.choose(named)
+                    etag = multipart.join(parts, draft.file)
+                    entry = Object(
+                        target.key,
+                        sum(part.received.size for part in parts),
+                        etag,
+                        self.clock.now().replace(microsecond=0),
+                        draft.path.name,
+                        upload.headers,
+                    )
+                    bucket.publish(flight, draft, entry)
+                finally:
+                    draft.discard()
+            upload.completed = etag
+            upload.discard()
+        body = xml.document(
+            "CompleteMultipartUploadResult",
+            [
+                ("Location", f"/{bucket.name}/{target.key}"),
+                ("Bucket", bucket.name),
+                ("Key", target.key),
+                ("ETag", f'"{upload.completed}"'),
+            ],
+        )
+        return Response(200, {"Content-Type": "application/xml"}, body)
+
+    def _abort(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, "AbortMultipartUpload")
+        self.uploads.remove(self.uploads.find(target.parameters["uploadId"], bucket, target.key))
+        return Response(204)
+
+
+def _denied() -> Refusal:
+    return Refusal(403, "AccessDenied", "Access Denied")

@@ -1,0 +1,258 @@
+"""Instances as real virtual machines: QEMU, software emulation, 512 MB like a t3.nano, no root needed.
+
+One network card as EC2 shows it to an instance, without a way out: its link-local net reaches the metadata service
+at 169.254.169.254, what `forwards` names, and nothing else (`restrict=on`). Each forwarded connection is one
+`busybox nc` on the host. Port 80 of the machine is a free port of 127.0.0.1. Where we are root, QEMU runs as nobody;
+it gets open files, not paths, so that it needs no permission on the directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calve.errors import CalveError, NotFoundError
+from calve.process import NOBODY, Process, which
+from calve.region.machine import Launch
+from calve.region.server import Server
+
+__all__ = ["Forward", "MachineImage", "QemuMachines"]
+
+METADATA = "169.254.169.254"
+_NET = "net=169.254.169.0/24,host=169.254.169.2,dns=169.254.169.3,dhcpstart=169.254.169.15"
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MachineImage:
+    """What an image id stands for: kernel, initrd, command line, and the root disk that each instance gets a copy of."""
+
+    kernel: Path
+    initrd: Path
+    command_line: str
+    disk: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A TCP address that machines see, and the port of 127.0.0.1 behind it."""
+
+    address: str
+    port: int
+    to: int
+
+    def option(self, busybox: str) -> str:
+        """Return the piece of QEMU's -netdev."""
+        return f"guestfwd=tcp:{self.address}:{self.port}-cmd:{busybox} nc 127.0.0.1 {self.to}"
+
+
+@dataclass(slots=True)
+class _Machine:
+    process: Process
+    port: int
+    owner: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+
+class QemuMachines:
+    """Runs instances; see `machine.Machines`.
+
+    Args:
+        directory: where disks and consoles are kept, a folder per instance.
+        metadata: starts the metadata service of one instance; closed with the instance.
+        forwards: what machines can reach beside it; may be changed before a launch.
+        memory_mb: of each machine.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        metadata: Callable[[Launch], Server],
+        *,
+        forwards: Sequence[Forward] = (),
+        memory_mb: int = 512,
+    ) -> None:
+        self.images: dict[str, MachineImage] = {}
+        self.forwards = tuple(forwards)
+        self._directory = directory
+        self._metadata = metadata
+        self._memory_mb = memory_mb
+        self._qemu = which("qemu-system-x86_64", package="qemu-system-x86")
+        self._busybox = which("busybox", package="busybox-static")
+        self._machines: dict[str, _Machine] = {}
+        self._lock = threading.Lock()
+
+    def launch(self, launch: Launch) -> None:
+        """Start an instance; returns at once.
+
+        Raises:
+            NotFoundError: no such image.
+        """
+        image = self.images.get(launch.image_id)
+        if image is None:
+            raise NotFoundError(f"no image {launch.image_id}")
+        folder = self._directory / launch.instance_id
+        folder.mkdir(parents=True)
+        disk = folder / "disk.raw"
+        copy_sparse(image.disk, disk)
+        with contextlib.ExitStack() as undo:
+            metadata = undo.enter_context(self._metadata(launch))
+            machine = self._start(image, folder, disk, metadata, undo)
+            machine.owner = undo.pop_all()
+        with self._lock:
+            self._machines[launch.instance_id] = machine
+
+    def _start(
+        self,
+        image: MachineImage,
+        folder: Path,
+        disk: Path,
+        metadata: Server,
+        undo: contextlib.ExitStack,
+    ) -> _Machine:
+        ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
+        console = folder / "console.log"
+        with theirs, contextlib.ExitStack() as files:
+            descriptors = [_open(path, os.O_RDONLY, files) for path in (image.kernel, image.initrd)]
+            disk_fd = _open(disk, os.O_RDWR, files)
+            out = files.enter_context(console.open("wb"))
+            log = files.enter_context((folder / "qemu.log").open("wb"))
+            forwards = [Forward(METADATA, 80, metadata.port), *self.forwards]
+            net = ",".join(forward.option(self._busybox) for forward in forwards)
+            argv: list[str | Path] = [
+                self._qemu,
+                *("-nodefaults", "-display", "none", "-machine", "pc", "-accel", "tcg"),
+                *("-cpu", "max", "-smp", "1", "-m", str(self._memory_mb), "-no-reboot"),
+                *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+                *("-chardev", f"socket,id=control,fd={theirs.fileno()}"),
+                *("-mon", "chardev=control,mode=control"),
+                *("-kernel", f"/dev/fd/{descriptors[0]}", "-initrd", f"/dev/fd/{descriptors[1]}"),
+                *("-append", image.command_line),
+                *("-drive", f"file=/dev/fd/{disk_fd},format=raw,if=virtio,discard=unmap"),
+                *("-netdev", f"user,id=net,{_NET},restrict=on,hostfwd=tcp:127.0.0.1:0-:80,{net}"),
+                *("-device", "virtio-net-pci,netdev=net,romfile="),
+            ]
+            process = Process(
+                argv,
+                stdout=out,
+                stderr=log,
+                pass_fds=[theirs.fileno(), disk_fd, *descriptors],
+                unprivileged=True,
+            )
+        undo.callback(process.stop)
+        try:
+            port = _Control(ours).forwarded_port()
+        except (OSError, ValueError, KeyError) as error:
+            text = (folder / "qemu.log").read_text("utf-8", "replace").strip()
+            raise CalveError(f"QEMU did not start: {text or error}", place=folder) from error
+        return _Machine(process, port)
+
+    def address(self, instance_id: str) -> tuple[str, int] | None:
+        """Return where the machine's port 80 is reached; None where it has ended."""
+        machine = self._machines.get(instance_id)
+        return None if machine is None else ("127.0.0.1", machine.port)
+
+    def running(self, instance_id: str) -> bool:
+        """Say whether it runs: false once it powered off."""
+        machine = self._machines.get(instance_id)
+        return machine is not None and machine.process.returncode is None
+
+    def console(self, instance_id: str) -> bytes:
+        """Return the console's text so far, of an ended instance too."""
+        try:
+            return (self._directory / instance_id / "console.log").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def disk(self, instance_id: str) -> Path:
+        """Return the root disk's file; it stays until the directory is removed."""
+        return self._directory / instance_id / "disk.raw"
+
+    def kill(self, instance_id: str) -> None:
+        """End the machine as a crash of its host would: kill -9."""
+        machine = self._machines.get(instance_id)
+        if machine is not None:
+            machine.process.signal(signal.SIGKILL)
+            machine.process.wait()
+
+    def terminate(self, instance_id: str) -> None:
+        """End the instance; nothing happens where it has ended."""
+        with self._lock:
+            machine = self._machines.pop(instance_id, None)
+        if machine is not None:
+            machine.owner.close()
+
+    def close(self) -> None:
+        """End all instances."""
+        for instance_id in list(self._machines):
+            self.terminate(instance_id)
+
+
+class _Control:
+    """QEMU's machine protocol (QMP), as far as one question goes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        self._connection = connection
+
+    def forwarded_port(self) -> int:
+        with self._connection.makefile("rwb") as stream:
+            stream.readline()
+            self._ask(stream, {"execute": "qmp_capabilities"})
+            answer = self._ask(
+                stream,
+                {
+                    "execute": "human-monitor-command",
+                    "arguments": {"command-line": "info usernet"},
+                },
+            )
+        for line in str(answer["return"]).splitlines():
+            if "HOST_FORWARD" in line:
+                return int(line.split()[3])
+        raise ValueError("QEMU forwards no port")
+
+    @staticmethod
+    def _ask(stream: Any, question: Mapping[str, Any]) -> Any:
+        stream.write(json.dumps(question).encode() + b"\n")
+        stream.flush()
+        while True:
+            answer = json.loads(stream.readline() or b"x")
+            if "event" not in answer:
+                return answer
+
+
+def _open(path: Path, flags: int, owner: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    owner.callback(os.close, descriptor)
+    if flags & os.O_RDWR and os.geteuid() == 0:
+        os.fchown(descriptor, NOBODY, NOBODY)
+    return descriptor
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a disk without filling its holes; it is private to us."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        target.chmod(0o600)
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(reader.fileno(), at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole is left
+                break
+            end = os.lseek(reader.fileno(), at, os.SEEK_HOLE)
+            reader.seek(at)
+            writer.seek(at)
+            while at < end:
+                at += os.sendfile(
+                    writer.fileno(), reader.fileno(), at, min(end - at, _COPY_BYTES * 64)
+                )

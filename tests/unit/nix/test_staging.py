@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from calve.errors import CalveError, DamagedError
+from calve.nix import staging as module
+from calve.nix.hashes import Hash
+from calve.nix.nar import Directory, End, Event, File
+from calve.nix.narinfo import PathInfo
+from calve.nix.staging import Staging, sync
+from calve.nix.storepath import StorePath, text_path
+from calve.nix.tree import remove_tree
+
+
+def info(name: str) -> PathInfo:
+    return PathInfo(text_path(name, Hash.sha256(name.encode())), Hash.sha256(b""), 1)
+
+
+def tree(content: bytes = b"new") -> list[Event]:
+    return [
+        Directory(b""),
+        Directory(b"d"),
+        File(b"f", len(content), executable=False),
+        content,
+        End(),
+        End(),
+    ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def users_store() -> Iterator[Path]:
+    """A store of a normal user; we are that user meanwhile."""
+    top = Path(tempfile.mkdtemp(dir="/tmp"))
+    (top / "store").mkdir()
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.chown(top, 65534, 65534)
+            os.chown(top / "store", 65534, 65534)
+            os.seteuid(65534)
+        yield top / "store"
+    finally:
+        if root:
+            os.seteuid(0)
+        fd = os.open(top.parent, os.O_RDONLY)
+        remove_tree(fd, top.name)
+        os.close(fd)
+
+
+def hidden(store: Path) -> list[Path]:
+    return [path for path in store.iterdir() if path.name.startswith(".")]
+
+
+def check_published(path: Path, content: bytes = b"new") -> None:
+    assert (path / "d/f").read_bytes() == content
+    for some in (path, path / "d"):
+        assert stat.S_IMODE(some.stat().st_mode) == 0o555
+        assert some.stat().st_mtime == 1
+
+
+def test_staged_is_out_of_sight_published_is_in_place(store: Path) -> None:
+    a = info("a")
+    with Staging(store) as staging:
+        staging.stage(a, tree())
+        assert staging.staged(a.path)
+        (mine,) = hidden(store)
+        assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+        assert list(store.iterdir()) == [mine]
+        staging.publish(a.path)
+        assert not staging.staged(a.path)
+        staging.sync()
+    assert list(store.iterdir()) == [store / a.path.basename]
+    check_published(store / a.path.basename)
+    staging.close()
+
+
+def test_as_a_normal_user(users_store: Path) -> None:
+    """Read-only directories are renamed, replaced and removed without root's rights."""
+    a, b = info("a"), info("b")
+    with Staging(users_store) as staging:
+        for content in (b"old", b"new"):
+            staging.stage(a, tree(content))
+            staging.publish(a.path)
+            check_published(users_store / a.path.basename, content)
+        staging.stage(b, tree())
+        staging.discard(b.path)
+        staging.stage(b, tree())
+    assert list(users_store.iterdir()) == [users_store / a.path.basename]
+
+
+@pytest.mark.parametrize("kind", ["empty file", "read-only tree", "symlink"])
+def test_a_leftover_is_replaced(store: Path, tmp_path: Path, kind: str) -> None:
+    a = info("a")
+    place = store / a.path.basename
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    if kind == "empty file":
+        place.touch()
+    elif kind == "symlink":
+        place.symlink_to(outside)
+    else:
+        (place / "x").mkdir(parents=True)
+        (place / "link").symlink_to(outside)
+        (place / "x").chmod(0o555)
+        place.chmod(0o555)
+    with Staging(store) as staging:
+        staging.stage(a, tree())
+        staging.publish(a.path)
+    check_published(place)
+    assert (outside / "kept").exists()
+
+
+def test_what_fails_leaves_nothing_and_can_be_tried_again(store: Path) -> None:
+    a = info("a")
+
+    def broken() -> Iterator[Event]:
+        yield from tree()[:3]
+        raise DamagedError("cut off")
+
+    with Staging(store) as staging:
+        with pytest.raises(DamagedError):
+            staging.stage(a, broken())
+        assert not staging.staged(a.path)
+        with pytest.raises(CalveError, match="without being staged"):
+            staging.publish(a.path)
+        staging.stage(a, tree())
+        staging.publish(a.path)
+    check_published(store / a.path.basename)
+
+
+def test_interrupted_staging_is_removed(store: Path) -> None:
+    def broken() -> Iterator[Event]:
+        yield from tree()[:3]
+        raise KeyboardInterrupt
+
+    with Staging(store) as staging:
+        with pytest.raises(KeyboardInterrupt):
+            staging.stage(info("a"), broken())
+        assert os.listdir(store / staging.name) == ["lock"]
+
+
+def test_discard_of_what_was_not_staged(store: Path) -> None:
+    with Staging(store) as staging:
+        staging.discard(info("a").path)
+
+
+def test_threads_stage_side_by_side(store: Path) -> None:
+    infos = [info(f"p{number}") for number in range(8)]
+    with Staging(store) as staging:
+        threads = [
+            threading.Thread(target=staging.stage, args=(one, tree(one.path.name.encode())))
+            for one in infos
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for one in infos:
+            staging.publish(one.path)
+    for one in infos:
+        check_published(store / one.path.basename, one.path.name.encode())
+
+
+def leftover(store: Path, name: str = ".calve-0123456789abcdef") -> Path:
+    """Make what a killed run leaves."""
+    (store / name / "x" / "y").mkdir(parents=True)
+    (store / name / "lock").touch()
+    (store / name / "x").chmod(0o555)
+    return store / name
+
+
+def test_clean_removes_the_dead_and_spares_the_living(store: Path) -> None:
+    dead = leftover(store)
+    nameless = store / ".calve-x"
+    nameless.mkdir()
+    (store / ".links").mkdir()
+    valid = store / info("v").path.basename
+    valid.mkdir()
+    with Staging(store) as living, Staging(store) as mine:
+        living.stage(info("a"), tree())
+        assert mine.clean() == 2
+        assert not dead.exists()
+        assert not nameless.exists()
+        assert living.staged(info("a").path)
+        assert mine.clean() == 0
+        living.publish(info("a").path)
+    assert {path.name for path in store.iterdir()} == {
+        ".links",
+        valid.name,
+        info("a").path.basename,
+    }
+
+
+def test_clean_skips_a_file_and_what_another_user_keeps(store: Path) -> None:
+    (store / ".calve-file").touch()
+    (store / ".calve-link").symlink_to("/")
+    with Staging(store) as staging:
+        assert staging.clean() == 0
+    assert (store / ".calve-file").exists()
+
+
+def test_a_clean_between_making_and_locking(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's `clean` takes our directory for a dead run's before we lock it: another is made."""
+    lock = module._lock
+    calls = 0
+
+    def interrupted(directory_fd: int) -> int | None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            for path in hidden(store):
+                shutil.rmtree(path)
+        return lock(directory_fd)
+
+    monkeypatch.setattr(module, "_lock", interrupted)
+    with Staging(store) as staging:
+        assert calls == 2
+        staging.stage(info("a"), tree())
+        assert len(hidden(store)) == 1
+
+
+def test_a_clean_that_holds_the_lock(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = module._lock
+    held: list[int] = []
+
+    def slower(directory_fd: int) -> int | None:
+        if not held:
+            (path,) = hidden(store)
+            held.append(os.open(path / "lock", os.O_RDWR | os.O_CREAT))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        return lock(directory_fd)
+
+    monkeypatch.setattr(module, "_lock", slower)
+    with Staging(store) as staging:
+        assert len(hidden(store)) == 2
+        assert staging.clean() == 0
+    os.close(held[0])
+
+
+def test_no_store(tmp_path: Path) -> None:
+    with pytest.raises(CalveError):
+        Staging(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(CalveError):
+        Staging(tmp_path / "file")
+
+
+def test_sync_reports_what_the_disk_says(store: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        sync(-1)
+    staging = Staging(store)
+    with staging:
+        staging.sync()
+
+
+def test_remove_tree(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        remove_tree(fd, "nothing")
+        path: StorePath = info("x").path
+        (tmp_path / path.basename).touch()
+        remove_tree(fd, path.basename)
+        assert not os.listdir(tmp_path)
+    finally:
+        os.close(fd)

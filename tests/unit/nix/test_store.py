@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, VerificationError
+from calve.nix import nar
+from calve.nix.hashes import Hash
+from calve.nix.nar import Directory, End, Event, File
+from calve.nix.narinfo import PathInfo
+from calve.nix.sink import Sink
+from calve.nix.staging import Staging
+from calve.nix.store import LocalStore
+from calve.nix.storepath import fixed_output
+
+
+def made(name: str, content: bytes, *references: PathInfo) -> tuple[PathInfo, list[Event]]:
+    events: list[Event] = [
+        Directory(b""),
+        File(b"file", len(content), executable=False),
+        content,
+        End(),
+    ]
+    digest = hashlib.sha256()
+    size = nar.emit(events, digest.update)
+    value = Hash("sha256", digest.digest())
+    paths = tuple(sorted(one.path for one in references))
+    return PathInfo(fixed_output(name, value, paths), value, size, paths), events
+
+
+A, A_EVENTS = made("a", b"A")
+B, B_EVENTS = made("b", b"B", A)
+
+
+def pulled(store: Sink) -> None:
+    """Pull as the engine does."""
+    wanted = {info.path: (info, events) for info, events in ((A, A_EVENTS), (B, B_EVENTS))}
+    for path in store.missing(wanted):
+        store.stage(wanted[path][0], iter(wanted[path][1]))
+    store.commit([A, B])
+
+
+def test_pull(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        assert store.missing([B.path, A.path]) == [B.path, A.path]
+        pulled(store)
+        assert store.missing([B.path, A.path]) == []
+        assert store.contains(B.path)
+        assert store.path_info(B.path) == B
+        assert store.closure([B.path]) == [A, B]
+        assert store.real(A.path) == tmp_path / "nix/store" / A.path.basename
+        out = io.BytesIO()
+        assert nar.dump(store.real(A.path), out.write) == A.nar_size
+        assert Hash.sha256(out.getvalue()) == A.nar_hash
+        pulled(store)
+    store.close()
+    assert sorted(os.listdir(tmp_path / "nix/store")) == sorted(
+        [".links", A.path.basename, B.path.basename]
+    )
+    with LocalStore(tmp_path) as store:
+        assert store.closure([B.path]) == [A, B]
+
+
+def test_reading_writes_nothing(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        pulled(store)
+    before = sorted(os.listdir(tmp_path / "nix/store"))
+    with LocalStore(tmp_path) as store:
+        store.closure([B.path])
+        assert sorted(os.listdir(tmp_path / "nix/store")) == before
+
+
+def test_existing_is_not_valid(tmp_path: Path) -> None:
+    """What a power cut left under its final name is replaced."""
+    with LocalStore(tmp_path, create=True) as store:
+        store.real(A.path).mkdir()
+        (store.real(A.path) / "file").touch()
+        store.real(A.path).chmod(0o555)
+        assert not store.contains(A.path)
+        pulled(store)
+        assert (store.real(A.path) / "file").read_bytes() == b"A"
+
+
+def test_not_valid(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        with pytest.raises(NotFoundError):
+            store.path_info(A.path)
+        with pytest.raises(NotFoundError):
+            store.closure([A.path])
+
+
+def test_no_store(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        LocalStore(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CalveError):
+        LocalStore(tmp_path / "file", create=True)
+
+
+def test_commit_of_what_was_not_staged(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        store.stage(A, iter(A_EVENTS))
+        with pytest.raises(CalveError, match="without being staged"):
+            store.commit([A, B])
+        assert not store.contains(A.path)
+
+
+def test_a_valid_path_is_never_touched(tmp_path: Path) -> None:
+    """Another that pulls at the same time was first: the same is dropped, another hash is refused."""
+    with LocalStore(tmp_path, create=True) as store, LocalStore(tmp_path) as other:
+        store.stage(A, iter(A_EVENTS))
+        other.stage(A, iter(A_EVENTS))
+        other.commit([A])
+        inode = other.real(A.path).stat().st_ino
+        store.commit([A])
+        assert store.real(A.path).stat().st_ino == inode
+        store.stage(A, iter(B_EVENTS))
+        with pytest.raises(VerificationError):
+            store.commit([replace(A, nar_hash=B.nar_hash)])
+        assert (store.real(A.path) / "file").read_bytes() == b"A"
+
+
+def test_missing_reference_registers_nothing(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        store.stage(B, iter(B_EVENTS))
+        with pytest.raises(DamagedError):
+            store.commit([B])
+        assert store.missing([B.path]) == [B.path]
+
+
+def test_discard(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        store.discard(A.path)
+        store.stage(A, iter(B_EVENTS))
+        store.discard(A.path)
+        pulled(store)
+        assert (store.real(A.path) / "file").read_bytes() == b"A"
+
+
+def test_synced_between_publishing_and_registering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    with LocalStore(tmp_path, create=True) as store:
+
+        def sync(staging: Staging) -> None:
+            steps.append(f"sync {store.real(A.path).exists()} {store.contains(A.path)}")
+
+        monkeypatch.setattr(Staging, "sync", sync)
+        pulled(store)
+        assert steps == ["sync True False"]
+        pulled(store)
+        assert len(steps) == 1
+
+
+def test_garbage_collection_and_pulls_exclude_each_other(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        with open(tmp_path / "nix/var/nix/gc.lock", "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            store.contains(A.path)
+            with pytest.raises(ConflictError) as caught:
+                store.missing([A.path])
+            assert caught.value.hint
+            with pytest.raises(ConflictError):
+                store.stage(A, iter(A_EVENTS))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            store.missing([A.path])
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            store.close()
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_clean(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        (store.store_dir / ".calve-0123/x").mkdir(parents=True)
+        assert store.clean() == 1
+
+
+def test_a_file_that_calls_itself_a_derivation(tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"Derive(", b"Derive([(\xff\xff)])", b"\0" * 100)):
+        events: list[Event] = [File(b"", len(content), executable=False)]
+        if content:
+            events.append(content)
+        info = PathInfo(fixed_output("x.drv", Hash.sha256(content)), Hash.sha256(content), 200)
+        with LocalStore(tmp_path / str(number), create=True) as store:
+            store.stage(info, iter(events))
+            with pytest.raises(DamagedError):
+                store.commit([info])
+            assert not store.contains(info.path)
