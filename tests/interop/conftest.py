@@ -32,25 +32,22 @@ class Nix:
             "HOME": str(home),
             "NIX_CONFIG": config,
             "NIX_CONF_DIR": str(home / "conf"),
-            "NIX_SHOW_STATS": "0",
         }
 
-    def run(self, *args: str | Path, stdin: bytes = b"", store: bool = True) -> bytes:
+    def run(self, *args: str | Path, stdin: bytes = b"") -> bytes:
         """Run a command of Nix on the store; return its output, fail with its errors."""
-        program, *rest = args
-        where = ["--store", f"local?root={self.root}"] if store else []
         done = subprocess.run(
-            [program, *where, *rest],
+            args,
             input=stdin,
             capture_output=True,
-            env=self.env,
+            env={**self.env, "NIX_REMOTE": f"local?root={self.root}"},
             cwd=self.home,
         )
         assert done.returncode == 0, (args[:4], done.stderr.decode("utf-8", "replace")[-4000:])
         return done.stdout
 
-    def lines(self, *args: str | Path, stdin: bytes = b"", store: bool = True) -> list[str]:
-        return self.run(*args, stdin=stdin, store=store).decode().splitlines()
+    def lines(self, *args: str | Path, stdin: bytes = b"") -> list[str]:
+        return self.run(*args, stdin=stdin).decode().splitlines()
 
     def real(self, path: str) -> Path:
         """Return where a store path lies."""
@@ -91,21 +88,19 @@ def _name(rng: random.Random) -> bytes:
     return name if name not in {b".", b".."} else b"dot"
 
 
-def make_node(path: bytes, rng: random.Random, depth: int = 0) -> None:
+def make_node(path: Path, rng: random.Random, depth: int = 0) -> None:
     kind = rng.choice(["file", "file", "file", "symlink", "directory", "directory", "directory"])
     if depth == 0 and rng.random() < 0.8:
         kind = "directory"
     if kind == "directory" and depth < 6:
-        os.mkdir(path)
-        for name in {_name(rng) for _ in range(rng.choice([0, 1, 2, 5, 9]))}:
-            make_node(path + b"/" + name, rng, depth + 1)
+        path.mkdir()
+        for name in sorted({_name(rng) for _ in range(rng.choice([0, 1, 2, 5, 9]))}):
+            make_node(path / os.fsdecode(name), rng, depth + 1)
     elif kind == "symlink":
-        os.symlink(_name(rng) * rng.choice([1, 1, 30]), path)
+        path.symlink_to(os.fsdecode(_name(rng) * rng.choice([1, 1, 30])))
     else:
-        size = rng.choice([0, 1, 7, 8, 9, 100, 4096, 65536, 131072 + 3])
-        with open(path, "xb") as file:
-            file.write(rng.randbytes(size))
-        os.chmod(path, rng.choice([0o644, 0o755, 0o444, 0o555, 0o745, 0o655]))
+        path.write_bytes(rng.randbytes(rng.choice([0, 1, 7, 8, 9, 100, 4096, 65536, 131075])))
+        path.chmod(rng.choice([0o644, 0o755, 0o444, 0o555, 0o745, 0o655]))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +110,6 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for seed in range(220):
         path = base / f"t{seed}"
-        make_node(os.fsencode(path), random.Random(seed))
+        make_node(path, random.Random(seed))
         made.append(path)
     return made

@@ -30,36 +30,35 @@ def unpacked(data: bytes, parent: Path, name: str) -> Path:
     return parent / name
 
 
-def listing(top: Path, *, metadata: bool) -> dict[bytes, Any]:
+def listing(top: Path, *, metadata: bool) -> dict[Path, Any]:
     """Describe a tree by relative path; `metadata`: with whole modes and times, else only what a NAR holds."""
-    found: dict[bytes, Any] = {}
+    found: dict[Path, Any] = {}
 
-    def visit(path: bytes) -> None:
-        status = os.lstat(path)
+    def visit(path: Path) -> None:
+        status = path.lstat()
         kind = stat.S_IFMT(status.st_mode)
         what: list[Any] = [kind, bool(kind == stat.S_IFREG and status.st_mode & 0o100)]
         if metadata:
-            what += [status.st_mode, status.st_mtime_ns, status.st_nlink > 0]
+            what += [status.st_mode, status.st_mtime_ns]
         if kind == stat.S_IFREG:
-            with open(path, "rb") as file:
-                what.append(file.read())
+            what.append(path.read_bytes())
         elif kind == stat.S_IFLNK:
-            what.append(os.readlink(path))
+            what.append(path.readlink())
         else:
-            for name in os.listdir(path):
-                visit(path + b"/" + name)
-        found[path.removeprefix(os.fsencode(top))] = what
+            for child in path.iterdir():
+                visit(child)
+        found[path.relative_to(top)] = what
 
-    visit(os.fsencode(top))
+    visit(top)
     return found
 
 
 def test_same_bytes_hash_and_path(nix: Any, trees: list[Path]) -> None:
     ours = [dumped(path) for path in trees]
     for path, data in zip(trees, ours, strict=True):
-        assert nix.run("nix-store", "--dump", path, store=False) == data, path
+        assert nix.run("nix-store", "--dump", path) == data, path
     digests = [Hash("sha256", hashlib.sha256(data).digest()) for data in ours]
-    theirs = nix.lines("nix-hash", "--type", "sha256", "--base32", *trees, store=False)
+    theirs = nix.lines("nix-hash", "--type", "sha256", "--base32", *trees)
     assert [digest.nix32 for digest in digests] == [f"sha256:{line}" for line in theirs]
     paths = nix.lines("nix-store", "--add-fixed", "--recursive", "sha256", *trees)
     assert paths == [
@@ -72,14 +71,14 @@ def test_same_bytes_hash_and_path(nix: Any, trees: list[Path]) -> None:
 def test_nix_restores_what_we_dump(nix: Any, trees: list[Path], tmp_path: Path) -> None:
     for path in trees[:60]:
         target = tmp_path / path.name
-        nix.run("nix-store", "--restore", target, stdin=dumped(path), store=False)
+        nix.run("nix-store", "--restore", target, stdin=dumped(path))
         assert listing(target, metadata=False) == listing(path, metadata=False)
 
 
 def test_we_unpack_as_nix_does(nix: Any, trees: list[Path], tmp_path: Path) -> None:
     """Content, modes and times of our trees are those of the store that Nix wrote."""
     for text in nix.lines("nix-store", "--add-fixed", "--recursive", "sha256", *trees[:60]):
-        data = nix.run("nix-store", "--dump", nix.real(text), store=False)
+        data = nix.run("nix-store", "--dump", nix.real(text))
         ours = unpacked(data, tmp_path, StorePath.parse(text).basename)
         assert listing(ours, metadata=True) == listing(nix.real(text), metadata=True)
 
@@ -88,7 +87,7 @@ def test_nix_dumps_what_we_unpack(nix: Any, trees: list[Path], tmp_path: Path) -
     for path in trees[60:100]:
         data = dumped(path)
         ours = unpacked(data, tmp_path, path.name)
-        assert nix.run("nix-store", "--dump", ours, store=False) == data
+        assert nix.run("nix-store", "--dump", ours) == data
 
 
 def test_hashes_as_nix_hash_writes_them(nix: Any, trees: list[Path]) -> None:
@@ -97,9 +96,9 @@ def test_hashes_as_nix_hash_writes_them(nix: Any, trees: list[Path]) -> None:
         ("--to-base16", value.digest.hex()),
         ("--to-base32", value.nix32.partition(":")[2]),
     ):
-        (line,) = nix.lines("nix-hash", "--type", "sha256", form, value.sri, store=False)
+        (line,) = nix.lines("nix-hash", "--type", "sha256", form, value.sri)
         assert line == text
-    (line,) = nix.lines("nix", "hash", "to-sri", value.nix32, store=False)
+    (line,) = nix.lines("nix", "hash", "to-sri", value.nix32)
     assert line == value.sri
-    (line,) = nix.lines("nix", "hash", "to-base64", value.nix32, store=False)
+    (line,) = nix.lines("nix", "hash", "to-base64", value.nix32)
     assert Hash.parse(f"sha256:{line}") == value

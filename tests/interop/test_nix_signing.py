@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from calve.errors import SignatureError
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import NarInfo
@@ -24,14 +25,7 @@ in derivation { name = "x"; system = builtins.currentSystem; builder = "/bin/sh"
 @pytest.fixture
 def keys(nix: Any) -> tuple[SecretKey, PublicKey]:
     secret, public = nix.home / "secret", nix.home / "public"
-    nix.run(
-        "nix-store",
-        "--generate-binary-cache-key",
-        "test.example.org-1",
-        secret,
-        public,
-        store=False,
-    )
+    nix.run("nix-store", "--generate-binary-cache-key", "test.example.org-1", secret, public)
     return SecretKey.parse(secret.read_text()), PublicKey.parse(public.read_text())
 
 
@@ -55,7 +49,7 @@ def test_nix_accepts_our_key(nix: Any, tmp_path: Path) -> None:
     key = SecretKey.generate("ours-1")
     file = nix.home / "ours"
     file.write_text(key.dump())
-    public = nix.run("nix", "key", "convert-secret-to-public", stdin=file.read_bytes(), store=False)
+    public = nix.run("nix", "key", "convert-secret-to-public", stdin=file.read_bytes())
     assert PublicKey.parse(public.decode()) == key.public
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import sqlite3
 import subprocess
@@ -191,7 +190,7 @@ def test_nix_loads_our_registration(nix: Any, trees: list[Path], tmp_path: Path)
     with LocalStore(other, create=True) as store:
         put(store, (leaf, leaf_data), (top, top_data))
     (nix.root / "nix").mkdir(parents=True)
-    os.rename(other / "nix/store", nix.root / "nix/store")
+    (other / "nix/store").rename(nix.root / "nix/store")
     nix.run("nix-store", "--load-db", stdin=b"".join(registration.dump([top, leaf])))
     nix.run("nix-store", "--verify", "--check-contents")
     assert nix.lines("nix-store", "-q", "--references", str(top.path)) == [str(leaf.path)]
@@ -210,8 +209,8 @@ def test_garbage_is_not_collected_below_a_pull(nix: Any, trees: list[Path]) -> N
         store.missing([info.path])
         put(store, (info, data))
         collector = subprocess.Popen(
-            ["nix-store", "--store", f"local?root={nix.root}", "--gc"],
-            env=nix.env,
+            ["nix-store", "--gc"],
+            env={**nix.env, "NIX_REMOTE": f"local?root={nix.root}"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -136,8 +136,9 @@ def test_a_piece_of_a_file_is_sent_and_the_file_closed(served, connection, tmp_p
     assert get(connection).read() == CONTENT[1000:201_000]
     get(connection, method="HEAD").read()
     assert get(connection).read() == CONTENT[1000:201_000]
-    assert sent == [200_000, 0, 200_000]
-    assert all(file.closed for file in opened[:2])
+    get(connection).read()  # the connection's thread is done with what came before
+    assert sent[:3] == [200_000, 0, 200_000]
+    assert all(file.closed for file in opened[:3])
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,10 @@ def test_chunks_with_a_trailing_checksum(service, principals, raw, body, code):
     [
         b"<no",
         b"<Other/>",
-        b'<!DOCTYPE x [<!ENTITY a "b">]><CompleteMultipartUpload/>',
+        (
+            b'<!DOCTYPE x [<!ENTITY a "1">]><CompleteMultipartUpload><Part>'
+            b"<PartNumber>&a;</PartNumber><ETag>e</ETag></Part></CompleteMultipartUpload>"
+        ),
         b"<CompleteMultipartUpload><Part/></CompleteMultipartUpload>",
         b"\xff\xfe",
     ],
@@ -411,13 +415,14 @@ def test_a_plan_is_met_in_order_by_what_matches(plan, connection):
 
 def test_nothing_is_left_after_the_end():
     files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    threads = threading.active_count()
     with Server(echo) as server:
         kept = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(5)]
         for connection in kept:
             assert get(connection).read() == CONTENT
         idle = socket.create_connection(("127.0.0.1", server.port))
         port = server.port
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
     for connection in kept:
         connection.close()
     idle.close()

@@ -48,10 +48,10 @@ class _File:
         os.close(self._descriptor)
 
 
-def _translate(error: OSError, place: str) -> CalveError:
+def _translate(error: OSError, place: str, *, writing: bool = False) -> CalveError:
     """Return the error of ours for one of the file system."""
     text = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and not writing:
         return NotFoundError("there is no such object", place=place)
     if isinstance(error, PermissionError):
         return AccessError(text, place=place)
@@ -163,14 +163,16 @@ class DirectoryObjects:
                     while view:
                         view = view[file.write(view) :]
                 os.fsync(file.fileno())
-            place(temporary, path)
+            try:
+                place(temporary, path)
+            except FileExistsError:
+                return False
             _sync(path.parent)
-        except FileExistsError:
-            return False
         except OSError as error:
-            raise _translate(error, self._place(key)) from error
+            raise _translate(error, self._place(key), writing=True) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return True
 
     @contextmanager

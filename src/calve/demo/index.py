@@ -21,6 +21,7 @@ from calve.nix.storepath import StorePath
 
 __all__ = ["Index"]
 
+
 class Index:
     """Store paths by the key of what they were made of.
 

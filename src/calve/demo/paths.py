@@ -7,7 +7,7 @@ finds, as with every path that Nix builds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def _write(file: Path, content: str) -> None:
     file.write_text(content, encoding="utf-8")
 
 
-def one(paths: dict[str, StorePath], name: str) -> StorePath:
+def one(paths: Mapping[str, StorePath], name: str) -> StorePath:
     """Return the path of a component that has to be there."""
     try:
         return paths[name]

@@ -1,75 +1,254 @@
-"""The show: the main job on one machine, from packages to an answer."""
+"""The show: a fleet of two takes release 1, then rolls to release 2 under load, new machines before old ones."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from calve.cache.objects import open_objects
+from calve.aws.autoscaling import AutoScaling, Preferences
+from calve.aws.ec2 import Ec2
+from calve.aws.elb import Elb
+from calve.cache import manifest as manifests
+from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
-from calve.clock import SYSTEM
-from calve.contract.userdata import UserData
+from calve.clock import SYSTEM, Clock
+from calve.contract import evidence
+from calve.demo.load import Load, Tally
+from calve.demo.report import Report
+from calve.demo.watch import Told, Watcher
 from calve.demo.workshop import Workshop
-from calve.demo.world import COMMAND_LINE, World
+from calve.demo.world import COMMAND_LINE, REGION, World
 from calve.errors import CalveError, DeadlineError
+from calve.fleet import release as releases
+from calve.fleet.release import Release
+from calve.nix.store import LocalStore
+from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress
-from calve.region.machine import Launch
 from calve.region.qemu import MachineImage
-from calve.tasks import Cancel
+from calve.tasks import Cancel, Group
 from calve.transport.http import Client
+from calve.ui.text import mb, sanitize
 
-__all__ = ["show"]
+__all__ = ["Play", "show"]
 
-_BOOT_S = 180.0
+FLEET: Final = "web"
+_BASE: Final = "ami-0ca1fe00000000001"
+_SEEDED: Final = "ami-0ca1fe00000000002"
+_SIZE: Final = 2
+_DISK_BYTES: Final = 2 << 30
+_BOOT_S: Final = 300.0
+_ROLL_S: Final = 600.0
+_POLL_S: Final = 0.5
+_DRAIN_S: Final = 10
 
 
-def show(directory: Path, *, progress: Progress, cancel: Cancel) -> str:
-    """Boot one machine that pulls its system; return the page that it serves."""
-    workshop = Workshop(directory, progress=progress, cancel=cancel)
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is played.
+
+    Attributes:
+        directory: where everything is kept.
+        system: "webserver" or "tiny".
+        draining: False shows what happens without it: failed requests.
+        progress: told of steps.
+        told: told of machines.
+        cancel: ends it.
+    """
+
+    directory: Path
+    progress: Progress
+    told: Told
+    cancel: Cancel
+    system: str = "webserver"
+    draining: bool = True
+    clock: Clock = SYSTEM
+
+    def say(self, text: str) -> None:
+        """Tell of the next step."""
+        self.progress(Note(text))
+
+
+def show(play: Play) -> Report:
+    """Play it; whatever was started has ended on return, whichever way."""
+    started = play.clock.monotonic()
+    workshop = Workshop(play.directory, progress=play.progress, cancel=play.cancel)
     with contextlib.ExitStack() as owner:
         store = owner.enter_context(workshop.store())
-        system = workshop.system(store, "tiny", 1)
-        image = MachineImage(
-            workshop.kernel().image,
-            workshop.initrd(hold_s=5),
-            f"{COMMAND_LINE} quiet",
-            workshop.disk(2 << 30),
-        )
-        work = owner.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=directory))
-        world = owner.enter_context(World(Path(work)))
-        client = Client(context=None, cancel=cancel)
+        play.say(f"building two releases of the {play.system} system out of Debian packages")
+        systems = [workshop.system(store, play.system, number) for number in (1, 2)]
+        initrd = workshop.initrd(hold_s=5)
+        work = owner.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=play.directory))
+        play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
+        world = owner.enter_context(World(Path(work), draining=play.draining))
+        client = Client(context=None, cancel=play.cancel)
         owner.callback(client.close)
         cache = open_objects(world.operator_cache, client, world.operator_credentials)
-        pushed = push(store, [system], cache, workshop.key(), progress=progress, cancel=cancel)
-        data = UserData(
-            system=str(system),
-            caches=(world.machine_cache,),
-            manifest=pushed.manifests[system],
-            keys=(workshop.key().name,),
-            fleet="web",
-            release=1,
-        )
-        world.add_image("ami-1", image)
-        progress(Note("booting a machine"))
-        world.machines.launch(Launch("i-1", "ami-1", "t3.nano", data.dump()))
-        return _first_answer(world, "i-1", cancel)
+        fleet = _Fleet(play, workshop, world, store, cache, initrd)
+        watcher = Watcher(world.machines, play.told, play.clock)
+        with _watching(watcher, play.cancel):
+            tally = fleet.play(systems[0], systems[1])
+        machines = watcher.machines()
+    return Report(tally, machines, play.clock.monotonic() - started, play.system)
 
 
-def _first_answer(world: World, instance_id: str, cancel: Cancel) -> str:
-    address = world.machines.address(instance_id)
-    started = SYSTEM.monotonic()
-    while address is not None and world.machines.running(instance_id):
-        if SYSTEM.monotonic() - started > _BOOT_S:
-            raise DeadlineError(f"{instance_id} did not answer within {_BOOT_S:.0f} s")
-        connection = http.client.HTTPConnection(*address, timeout=2)
+@contextlib.contextmanager
+def _watching(watcher: Watcher, cancel: Cancel) -> Iterator[None]:
+    stop = threading.Event()
+    with Group("watch", limit=1, parent=cancel) as group:
+        group.spawn(watcher.run, group.cancel, stop)
         try:
-            connection.request("GET", "/")
-            return connection.getresponse().read(4096).decode("utf-8", "replace").strip()
-        except (OSError, http.client.HTTPException):
-            cancel.wait(0.2)
+            yield
         finally:
-            connection.close()
-    tail = world.machines.console(instance_id)[-2000:].decode("utf-8", "replace")
-    raise CalveError(f"{instance_id} powered off:\n{tail}")
+            stop.set()
+
+
+class _Fleet:
+    """The operator's part: push, release, group, refresh; through boto3, as on AWS."""
+
+    def __init__(
+        self,
+        play: Play,
+        workshop: Workshop,
+        world: World,
+        store: LocalStore,
+        cache: Objects,
+        initrd: Path,
+    ) -> None:
+        self._play = play
+        self._workshop = workshop
+        self._world = world
+        self._store = store
+        self._cache = cache
+        self._initrd = initrd
+        self._ec2 = Ec2(world.session)
+        self._scaling = AutoScaling(world.session)
+        self._elb = Elb(world.session)
+
+    def play(self, first: StorePath, second: StorePath) -> Tally:
+        """Bring up release 1, roll to release 2 under load; return what clients saw."""
+        one = self._release(first, None)
+        disk = self._workshop.seeded_disk(_DISK_BYTES, self._cache, first, one.manifest)
+        self._add_image(_BASE, "base", self._workshop.disk(_DISK_BYTES))
+        self._add_image(_SEEDED, "base, seeded with release 1", disk)
+        group, template = self._launch(one)
+        self._until("the first machines answer", _BOOT_S, lambda: self._healthy(group, _SIZE))
+        with Load(self._world.balancer.address, parent=self._play.cancel) as load:
+            two = self._release(second, one)
+            self._roll(template, two)
+            return load.tally()
+
+    def _release(self, system: StorePath, previous: Release | None) -> Release:
+        """Push a system's closure and write its record."""
+        play = self._play
+        known = None if previous is None else manifests.read(self._cache, previous.manifest)
+        key = self._workshop.key()
+        pushed = push(
+            self._store,
+            [system],
+            self._cache,
+            key,
+            previous=known,
+            progress=play.progress,
+            cancel=play.cancel,
+        )
+        release = releases.create(
+            self._cache,
+            FLEET,
+            system=str(system),
+            manifest=pushed.manifests[system],
+            keys=(key.name,),
+            now=play.clock.now(),
+        )
+        play.say(
+            f"release {release.number}: pushed {pushed.new_paths} of {pushed.paths} paths, "
+            f"{mb(pushed.compressed_bytes)} for {mb(pushed.nar_bytes)} of NAR"
+        )
+        return release
+
+    def _add_image(self, image_id: str, name: str, disk: Path) -> None:
+        kernel = self._workshop.kernel().image
+        self._world.add_image(
+            image_id, name, MachineImage(kernel, self._initrd, COMMAND_LINE, disk)
+        )
+
+    def _user_data(self, release: Release) -> bytes:
+        return release.user_data((self._world.machine_cache,)).dump()
+
+    def _launch(self, release: Release) -> tuple[str, str]:
+        """Create the group; return the target group's ARN and the launch template's id."""
+        self._play.say(f"starting {_SIZE} machines on release {release.number}")
+        target = self._elb.create_target_group(FLEET, path="/healthz", delay_s=_DRAIN_S)
+        template = self._ec2.create_template(
+            FLEET,
+            image_id=_BASE,
+            instance_type="t3.nano",
+            user_data=self._user_data(release),
+            description=f"release {release.number}",
+        )
+        self._scaling.create_group(
+            FLEET,
+            template_id=template.id,
+            version=1,
+            size=(_SIZE, _SIZE, 2 * _SIZE),
+            target_groups=[target.arn],
+            grace_s=int(_BOOT_S),
+            zones=[f"{REGION}a"],
+        )
+        return target.arn, template.id
+
+    def _roll(self, template: str, release: Release) -> None:
+        """Replace all machines by such of a release; return when the last old one is gone."""
+        self._play.say(f"rolling to release {release.number}: new machines before old ones")
+        version = self._ec2.create_version(
+            template,
+            source=1,
+            description=f"release {release.number}",
+            user_data=self._user_data(release),
+            image_id=_SEEDED,
+        )
+        refresh = self._scaling.start_refresh(
+            FLEET, template_id=template, version=version.number, preferences=Preferences()
+        )
+        self._until("the refresh ends", _ROLL_S, lambda: self._rolled(refresh, version.number))
+
+    def _healthy(self, group: str, wanted: int) -> bool:
+        healthy = sum(target.state == "healthy" for target in self._elb.health(group))
+        if healthy < wanted:
+            self._check_machines()
+        return healthy >= wanted
+
+    def _rolled(self, refresh_id: str, version: int) -> bool:
+        refresh = self._scaling.refresh(FLEET, refresh_id)
+        if refresh is None or not (refresh.active or refresh.status == "Successful"):
+            reason = "" if refresh is None else f"{refresh.status}: {refresh.reason}"
+            raise CalveError(f"the instance refresh did not succeed: {reason}")
+        self._check_machines()
+        members = self._scaling.group(FLEET).instances
+        return refresh.status == "Successful" and all(
+            member.version == str(version) for member in members
+        )
+
+    def _check_machines(self) -> None:
+        """Raise with a machine's own words where one failed: the group would replace it for ever."""
+        for name in self._world.machines.instances():
+            for event in evidence.read(
+                self._world.machines.console(name).decode("utf-8", "replace")
+            ):
+                if event.kind == "fail":
+                    fields = event.fields
+                    raise CalveError(
+                        sanitize(f"{fields.get('code')}: {fields.get('message')}"), place=name
+                    )
+
+    def _until(self, what: str, within_s: float, done: Callable[[], bool]) -> None:
+        clock = self._play.clock
+        end = clock.monotonic() + within_s
+        while not done():
+            if clock.monotonic() > end:
+                raise DeadlineError(f"waited {within_s:.0f} s until {what}")
+            self._play.cancel.wait(_POLL_S)

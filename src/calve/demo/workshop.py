@@ -115,7 +115,9 @@ class Workshop:
             self._make_disk(path, size_bytes, None)
         return path
 
-    def seeded_disk(self, size_bytes: int, cache: Objects, system: StorePath, manifest: str) -> Path:
+    def seeded_disk(
+        self, size_bytes: int, cache: Objects, system: StorePath, manifest: str
+    ) -> Path:
         """Return a root disk that holds a release's closure already, as a base image in a cloud does.
 
         Args:

@@ -1,6 +1,7 @@
-"""The simulated region as the show needs it: S3, metadata, real machines; and how each side reaches it.
+"""The simulated region as the show needs it: S3, metadata, EC2, Auto Scaling, a load balancer, real machines.
 
-Machines see S3 at a link-local address that QEMU forwards, the operator at a port of 127.0.0.1: the same service.
+Also how each side reaches it: machines see S3 at a link-local address that QEMU forwards, the operator at a port of
+127.0.0.1; it is the same service.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
+from calve.aws.session import Session
 from calve.clock import SYSTEM, Clock
+from calve.region.balancer import HaProxy
+from calve.region.cloud import Cloud
 from calve.region.imds import Imds, Instance
 from calve.region.machine import Launch
 from calve.region.objects import ObjectService
@@ -27,7 +31,7 @@ REGION: Final = "eu-central-1"
 BUCKET: Final = "calve-demo"
 ROLE: Final = "calve-machine"
 COMMAND_LINE: Final = (
-    "console=ttyS0,115200n8 root=/dev/vda init=/nix/var/nix/profiles/system/init panic=30"
+    "console=ttyS0,115200n8 root=/dev/vda init=/nix/var/nix/profiles/system/init panic=30 quiet"
 )
 
 _S3_ADDRESS: Final = "169.254.169.250"
@@ -40,15 +44,15 @@ class World:
 
     Args:
         directory: objects, disks and consoles; of its own.
+        draining: False lets the balancer cut off what is deregistered, which clients notice.
         clock: the time of day.
     """
 
-    def __init__(self, directory: Path, *, clock: Clock = SYSTEM) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, draining: bool = True, clock: Clock = SYSTEM) -> None:
         self._clock = clock
         self._owner = contextlib.ExitStack()
         self.principals = Principals()
-        self.operator = self.principals.add_user("operator")
+        self._operator = self.principals.add_user("operator")
         arn = f"arn:aws:s3:::{BUCKET}"
         self.principals.set_policy(
             ROLE,
@@ -62,12 +66,19 @@ class World:
         self.objects.add_bucket(BUCKET)
         self.s3 = Server(self.objects.handle, name="s3")
         self.machines = QemuMachines(directory / "machines", self._metadata)
+        # A target group is checked every 5 s at the least on AWS, which is long for a show.
+        self.balancer = HaProxy(check_interval_s=1.0)
+        self.cloud = Cloud(self.machines, self.balancer, region=REGION, draining=draining)
+        self._api = Server(self.cloud.handle, name="aws")
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.s3)
             self.machines.forwards = (Forward(_S3_ADDRESS, 80, self.s3.port),)
             undo.callback(self.machines.close)
+            undo.enter_context(self.balancer)
+            undo.enter_context(self.cloud)
+            undo.enter_context(self._api)
             self._owner = undo.pop_all()
         return self
 
@@ -79,9 +90,17 @@ class World:
     ) -> None:
         self._owner.close()
 
-    def add_image(self, image_id: str, image: MachineImage) -> None:
+    def add_image(self, image_id: str, name: str, image: MachineImage) -> None:
         """Let instances be launched from an image."""
         self.machines.images[image_id] = image
+        self.cloud.add_image(image_id, name)
+
+    @property
+    def session(self) -> Session:
+        """Return the operator's session: boto3, with this region as its endpoint."""
+        return Session(
+            region=REGION, endpoint=self._api.url, credentials=self.operator_credentials.value
+        )
 
     @property
     def operator_cache(self) -> str:
@@ -100,7 +119,7 @@ class World:
     @property
     def operator_credentials(self) -> Static:
         """Return the operator's credentials."""
-        return Static(Credentials(self.operator.access_key, self.operator.secret_key))
+        return Static(Credentials(self._operator.access_key, self._operator.secret_key))
 
     def _metadata(self, launch: Launch) -> Server:
         """Make the metadata service of one instance."""

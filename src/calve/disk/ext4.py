@@ -18,7 +18,6 @@ __all__ = ["make"]
 
 _UUID = "ca1fe000-0000-4000-8000-000000000001"
 _EPOCH = "1"
-_NAME = frozenset(b"\n\"\\")
 
 
 def make(
@@ -59,7 +58,7 @@ def make(
     process.run([*argv, path], env=env, cancel=cancel)
     if tree is not None:
         debugfs = process.which("debugfs", package="e2fsprogs")
-        script = "".join(_commands(tree)).encode()
+        script = os.fsencode("".join(_commands(tree)))
         process.run([debugfs, "-w", "-f", "-", path], stdin=script, env=env, cancel=cancel)
 
 
@@ -68,8 +67,9 @@ def _commands(tree: Path) -> Iterator[str]:
         for name in [".", *folders, *files]:
             full = Path(directory) / name
             inner = "/" + os.path.relpath(full, tree)
-            if _NAME & set(os.fsencode(inner)):
+            if "\n" in inner:  # debugfs reads a command a line, and has no way to write one
                 raise UsageError("this name cannot stand in a disk image", place=repr(inner))
+            inner = inner.replace('"', '""')
             status = full.lstat()
             for field in ("uid", "gid"):
                 if getattr(status, f"st_{field}") != 0:

@@ -103,7 +103,7 @@ class Database:
     def __init__(self, state_dir: Path, *, create: bool = False, clock: Clock = SYSTEM) -> None:
         self.path = state_dir / "db/db.sqlite"
         self._clock = clock
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._schema = state_dir / "db/schema"
         self._lock_fd = -1
         with contextlib.ExitStack() as undo, self._translated():
@@ -141,7 +141,9 @@ class Database:
         uri = self.path.absolute().as_uri()
         if not self._schema.exists():
             mode = "rwc"
-        elif os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK):
+        elif all(
+            os.access(path, os.W_OK, effective_ids=True) for path in (self.path, self.path.parent)
+        ):
             mode = "rw"
         elif self.path.with_name("db.sqlite-wal").exists():
             mode = "ro"
@@ -154,7 +156,6 @@ class Database:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("pragma foreign_keys = 1")
         connection.execute("pragma synchronous = normal")
         if mode.startswith("rw"):
             connection.execute("pragma journal_mode = wal")
@@ -235,10 +236,19 @@ class Database:
             DamagedError: a reference is neither among them nor valid.
             ConflictError: the database is locked by another.
         """
+        with self.transaction():
+            self._register(infos, outputs or {})
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Keep every other writer out for the length of a block; undo what it wrote where it fails."""
         with self._turn, self._translated():
+            if self._connection.in_transaction:  # ours: the turn is
+                yield
+                return
             self._connection.execute("begin immediate")
             try:
-                self._register(infos, outputs or {})
+                yield
             except BaseException:
                 self._connection.execute("rollback")
                 raise

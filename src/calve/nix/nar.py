@@ -23,7 +23,6 @@ from calve.nix.narformat import (
     ENTRY,
     EXECUTABLE,
     MAGIC,
-    MAX_DATA_BYTES,
     MAX_DEPTH,
     MAX_NAME_BYTES,
     MAX_TARGET_BYTES,
@@ -42,6 +41,7 @@ from calve.nix.narformat import (
     Symlink,
     Write,
     check_name,
+    check_target,
 )
 from calve.nix.narwriter import dump, emit
 
@@ -158,7 +158,7 @@ class _Input:
             if self.at == len(self.data) and not self.more():
                 raise self.damaged("it ends too early,")
             start = self.at
-            self.at += min(left, len(self.data) - start, MAX_DATA_BYTES)
+            self.at += min(left, len(self.data) - start)
             left -= self.at - start
             yield self.data[start : self.at]
         self.need(-size % 8)
@@ -227,7 +227,7 @@ def _file(stream: _Input, name: bytes) -> Iterator[Event]:
 
 def _target(stream: _Input) -> bytes:
     target = stream.string(MAX_TARGET_BYTES, "symlink target")
-    if not target or b"\0" in target:
+    if not check_target(target):
         raise stream.damaged("a symlink target that is empty or has a NUL")
     return target
 

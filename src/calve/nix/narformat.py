@@ -39,6 +39,7 @@ __all__ = [
     "Symlink",
     "Write",
     "check_name",
+    "check_target",
     "string",
 ]
 
@@ -122,3 +123,8 @@ def check_name(name: bytes) -> bool:
         and b"\0" not in name
         and name not in _NO_NAMES
     )
+
+
+def check_target(target: bytes) -> bool:
+    """Say whether a symlink can have this target: not empty, no NUL, not too long."""
+    return 0 < len(target) <= MAX_TARGET_BYTES and b"\0" not in target

@@ -18,7 +18,6 @@ from calve.nix.narformat import (
     MAGIC,
     MAX_DATA_BYTES,
     MAX_DEPTH,
-    MAX_TARGET_BYTES,
     NODE,
     NODE_OF_ENTRY,
     REGULAR,
@@ -32,6 +31,7 @@ from calve.nix.narformat import (
     Symlink,
     Write,
     check_name,
+    check_target,
     string,
 )
 
@@ -110,7 +110,7 @@ class _Output:
         self.close()
 
     def symlink(self, name: bytes, target: bytes) -> None:
-        if not 0 < len(target) <= MAX_TARGET_BYTES or b"\0" in target:
+        if not check_target(target):
             raise UsageError(f"{name!r} cannot stand in a NAR: the target of the symlink is bad")
         self.begin(name)
         self.add(SYMLINK + TARGET + string(target))

@@ -106,10 +106,10 @@ class LocalStore:
             self._staging.discard(path)
 
     def commit(self, batch: Sequence[PathInfo]) -> None:
-        """Make staged paths valid: move them into place, write them to the disk, register them.
+        """Make staged paths valid: write them to the disk, move them into place, register them.
 
-        Killed anywhere, it leaves at worst trees that no database names, which the next run replaces. A path that is
-        valid already must be the same, and is not touched.
+        Killed anywhere, it leaves at worst trees that no database names, which the next run replaces. A path that
+        became valid since must be the same, and is not touched: while paths are moved nobody else registers any.
 
         Raises:
             VerificationError: a path is valid already with another NAR hash.
@@ -117,16 +117,17 @@ class LocalStore:
             CalveError: a path was not staged, or the store cannot be written to.
         """
         staging = self._writable()
-        valid = self.database.valid([info.path for info in batch])
-        fresh = [info.path for info in batch if info.path not in valid]
-        outputs = {}
-        for path in fresh:
-            staging.publish(path)
-            if path.name.endswith(".drv"):
-                outputs[path] = _outputs(self.real(path))
-        if fresh:
-            staging.sync()
-        self.database.register(batch, outputs)
+        staging.sync()
+        with self.database.transaction():
+            valid = self.database.valid(info.path for info in batch)
+            fresh = {info.path for info in batch} - valid
+            outputs = {}
+            for path in sorted(fresh):
+                staging.publish(path)
+                if path.name.endswith(".drv"):
+                    outputs[path] = _outputs(self.real(path))
+            staging.sync()  # the data is there: only the renames
+            self.database.register(batch, outputs)
         for path in valid:
             staging.discard(path)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from calve.errors import CalveError, DamagedError, SpaceError
 from calve.nix.nar import Directory, End, Event, File, Symlink, check_name
+from calve.nix.narformat import check_target
 
 __all__ = ["Unpacked", "storage_error", "unpack"]
 
@@ -106,6 +107,8 @@ class _Tree:
         elif isinstance(event, Directory):
             os.mkdir(name, 0o700, dir_fd=at)
             self.fds.append(os.open(name, _OPEN_DIRECTORY, dir_fd=at))
+        elif not check_target(event.target):
+            raise DamagedError(f"a NAR with a symlink to {event.target[:100]!r}")
         else:
             os.symlink(event.target, name, dir_fd=at)
             os.utime(name, ns=_TIMES_NS, dir_fd=at, follow_symlinks=False)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Balancer", "HaProxy"]
 
+CONNECTIONS = 400
+"""Of clients at a time; twice that and the checks stay below the usual limit of 1024 open files."""
+
 START_S = 10.0
 _PATH = re.compile(r"/[A-Za-z0-9._~/?&=+,;:@!*-]{0,1023}")
 _STATUS = re.compile(r"[A-Z0-9]+")
@@ -125,7 +128,7 @@ class HaProxy:
 global
   stats socket {self._admin} mode 600 level admin
   nbthread 1
-  maxconn 2000
+  maxconn {CONNECTIONS}
 defaults
   mode http
   retries 0

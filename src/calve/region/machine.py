@@ -45,7 +45,10 @@ class Machines(Protocol):
         """Return what its console said (the last 64 KiB suffice); kept after its end."""
 
     def terminate(self, instance_id: str) -> None:
-        """End it; idempotent. It is not running any more when this returns."""
+        """End it, and return once it is off; nothing happens where it is off already, or unknown.
+
+        The region's only driver waits for this, so it should not take long.
+        """
 
     def close(self) -> None:
         """End all machines and free everything; idempotent."""

@@ -188,7 +188,8 @@ class Bucket:
         """Make a draft the object.
 
         Of conditional writes at the same time the first to finish wins. Whoever was disturbed gets
-        409 ConditionalRequestConflict ("a conflicting operation occurred during the upload") and tries again.
+        409 ConditionalRequestConflict ("a conflicting operation occurred during the upload") and tries again;
+        whoever was not finds things as its condition was checked when the flight began.
         """
         draft.file.close()
         with self._lock:
@@ -201,7 +202,6 @@ class Bucket:
                     "The conditional request cannot succeed due to a conflicting operation against this resource.",
                     [("Key", entry.key)],
                 )
-            flight.condition.check(old)
             final = self._metadata_path(entry.key)
             temporary = final.with_suffix(".new")
             temporary.write_bytes(entry.dump())

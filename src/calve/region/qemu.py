@@ -155,6 +155,11 @@ class QemuMachines:
             raise CalveError(f"QEMU did not start: {text or error}", place=folder) from error
         return _Machine(process, port)
 
+    def instances(self) -> list[str]:
+        """Return those that were launched and not terminated, in the order of their launch."""
+        with self._lock:
+            return list(self._machines)
+
     def address(self, instance_id: str) -> tuple[str, int] | None:
         """Return where the machine's port 80 is reached; None where it has ended."""
         machine = self._machines.get(instance_id)

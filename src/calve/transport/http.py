@@ -1,4 +1,4 @@
-"""The HTTP client: requests on kept connections, answers read in small pieces.
+"""The HTTP client: requests on kept connections.
 
 `http.client` hardened by what was measured to go wrong with it: bodies that end early are an error, a peer that
 trickles or stalls is an error, a connection is reused only where its last answer was read to the end, redirects and
@@ -7,19 +7,17 @@ proxies are not followed, and a cancel wakes whoever waits.
 
 from __future__ import annotations
 
-import http.client
-import re
 import ssl
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 from calve import __version__
 from calve.clock import SYSTEM, Clock
-from calve.errors import CalveError, DamagedError, NotFoundError, TransientError, UsageError
+from calve.errors import CalveError, NotFoundError, UsageError
 from calve.tasks import Cancel
-from calve.transport.body import Body, Chunked, Fixed, Source, UntilClose
 from calve.transport.connection import Connection, Endpoint, Target, Timing, translate
+from calve.transport.response import CHUNK_BYTES, FAILURES, Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,11 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHUNK_BYTES", "Client", "Response", "tls_context"]
 
-CHUNK_BYTES = 65536
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_FOLDED = re.compile(r"[\r\n]+[ \t]*")
-_Failure = (OSError, http.client.HTTPException, ValueError)
 
 
 def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
@@ -53,133 +48,6 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
         ) from error
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-class Response:
-    """An answer, whatever its status; read it or close it, best as a context manager.
-
-    Attributes:
-        method: of the request.
-        url: of the request; the last one where redirects were followed.
-        status: from 200 to 599.
-        headers: with lower-case names; repeated ones joined by ", ".
-        length_bytes: of the body, None where the server does not say (or there is no body: a HEAD's is in headers).
-        place: the URL without its query, for messages.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        connection: Connection,
-        message: http.client.HTTPResponse,
-        method: str,
-        url: str,
-    ) -> None:
-        self.method = method
-        self.url = url
-        self.place = url.partition("?")[0]
-        if message.status < 200:
-            raise TransientError(f"the server answered {message.status}", place=self.place)
-        self.status = message.status
-        self.headers: dict[str, str] = {}
-        for name, value in message.getheaders():
-            key, text = name.lower(), _FOLDED.sub(" ", value).strip()
-            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
-        self.length_bytes: int | None = None
-        self._client = client
-        self._connection: Connection | None = connection
-        self._message = message
-        self._kept = not message.will_close
-        self._body = self._frame(cast("Source", message.fp))
-        self._settle()
-
-    def read(self, size: int = CHUNK_BYTES) -> bytes:
-        """Return 1 to `size` bytes (at most 64 KiB) as soon as there are any; b"" at the end.
-
-        Raises:
-            TransientError: the body ended early, stalled, or came at less than 1 KiB/s.
-            DamagedError: the body's framing is not HTTP.
-        """
-        if self._connection is None:
-            return b""
-        try:
-            data = self._body.read(min(size, CHUNK_BYTES))
-        except BaseException as error:
-            self._leave(reuse=False)
-            self._client.cancel.check()
-            if isinstance(error, _Failure):
-                raise translate(error, self.place, self._client.cancel) from error
-            raise
-        self._settle()
-        return data
-
-    def read_all(self, limit: int) -> bytes:
-        """Return the whole body; DamagedError where it is longer than `limit` bytes."""
-        pieces: list[bytes] = []
-        total = 0
-        while total <= limit and (data := self.read()):
-            pieces.append(data)
-            total += len(data)
-        if total > limit:
-            self._leave(reuse=False)
-            raise DamagedError(f"the answer is longer than {limit} bytes", place=self.place)
-        return b"".join(pieces)
-
-    def close(self) -> None:
-        """Give the connection back: the rest of a short body is read first, for a long one it is closed."""
-        left = CHUNK_BYTES
-        try:
-            short = self._kept and (self.length_bytes is None or self.length_bytes <= left)
-            while short and left > 0 and (data := self.read(left)):
-                left -= len(data)
-        except CalveError:
-            return  # read() has closed the connection; nobody wants the rest
-        finally:
-            self._leave(reuse=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self._leave(reuse=False)
-
-    def _frame(self, source: Source) -> Body:
-        """Find out how the body ends (RFC 9112, section 6.3)."""
-        if self.method == "HEAD" or self.status in {204, 304}:
-            return Fixed(source, 0, self.place)
-        coding = self.headers.get("transfer-encoding")
-        if coding is not None:
-            if coding.lower() != "chunked":
-                raise DamagedError("an unknown transfer coding", place=self.place)
-            return Chunked(source, self.place)
-        lengths = {part.strip() for part in self.headers.get("content-length", "").split(",")}
-        if lengths == {""}:
-            self._kept = False
-            return UntilClose(source)
-        length = lengths.pop()
-        if lengths or not (length.isascii() and length.isdigit() and len(length) < 19):
-            raise DamagedError("a malformed Content-Length", place=self.place)
-        self.length_bytes = int(length)
-        return Fixed(source, self.length_bytes, self.place)
-
-    def _settle(self) -> None:
-        """Give the connection back as soon as nothing is left of the body."""
-        if self._connection is not None and self._body.ended:
-            self._leave(reuse=self._kept and not self._connection.leftover(self._message))
-
-    def _leave(self, *, reuse: bool) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._message.close()
-            self._client.give_back(connection, reuse=reuse)
 
 
 class Client:
@@ -263,7 +131,7 @@ class Client:
                     if kept.received or not again or self.cancel.cancelled:
                         raise
             return self._exchange(self._dial(target.endpoint), request)
-        except _Failure as error:
+        except FAILURES as error:
             if error is feed.error:
                 raise
             raise translate(error, target.place, self.cancel) from error

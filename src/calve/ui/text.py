@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["mb", "sanitize", "seconds"]
+__all__ = ["mb", "one_line", "sanitize", "seconds", "width"]
 
 
 def sanitize(text: str) -> str:
@@ -13,6 +13,21 @@ def sanitize(text: str) -> str:
         character
         if character in {"\t", "\n"} or unicodedata.category(character)[0] != "C"
         else "\ufffd"
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Return foreign text for a cell or a name: made harmless, with a blank for every tab and line break."""
+    return sanitize(text).replace("\t", " ").replace("\n", " ")
+
+
+def width(text: str) -> int:
+    """Return how many cells of a terminal a text fills."""
+    return sum(
+        0
+        if unicodedata.combining(character)
+        else 1 + (unicodedata.east_asian_width(character) in {"W", "F"})
         for character in text
     )
 

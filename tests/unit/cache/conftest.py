@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -30,7 +31,7 @@ class _Open:
         data, self._data = self._data[:size], self._data[size:]
         return data
 
-    def __enter__(self) -> _Open:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,10 @@ from calve.errors import UsageError
         ("/srv/cache", "/srv/cache"),
         ("/srv/cache/", "/srv/cache"),
         ("file:///srv/cache", "/srv/cache"),
-        ("file:///srv/cache?compression=zstd&secret-key=/k&parallel-compression=true", "/srv/cache"),
+        (
+            "file:///srv/cache?compression=zstd&secret-key=/k&parallel-compression=true",
+            "/srv/cache",
+        ),
         ("file:///srv/a%20b", "/srv/a b"),
         ("/", "/"),
     ],

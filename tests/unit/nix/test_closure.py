@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+
 from calve.errors import DamagedError, NotFoundError
 from calve.nix.closure import closure
 from calve.nix.hashes import Hash

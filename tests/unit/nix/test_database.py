@@ -4,6 +4,7 @@ import datetime
 import fcntl
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from calve.errors import (
     CalveError,
     ConflictError,
@@ -227,7 +229,7 @@ def test_locked_by_another(
 
 
 def test_holds_the_big_lock_shared(database: Database, tmp_path: Path) -> None:
-    with open(tmp_path / "db/big-lock") as lock:
+    with (tmp_path / "db/big-lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,12 +251,31 @@ def test_many_threads(database: Database) -> None:
     assert database.valid(names) == set(names)
 
 
-def test_read_by_who_may_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user reads root's store: no lock, no journal index to be written."""
-    with Database(tmp_path, create=True) as database:
-        database.register([info("a")])
-    monkeypatch.setattr(os, "access", lambda *args: False)
-    with Database(tmp_path) as database:
-        assert database.valid([path("a")]) == {path("a")}
+@pytest.fixture
+def users_state() -> Iterator[Path]:
+    """A store's state that is not ours: root's, and we are a normal user; or read-only."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as top:
+        Path(top).chmod(0o755)
+        state = Path(top) / "state"
+        with Database(state, create=True) as database:
+            database.register([info("a")])
+        (state / "db/big-lock").chmod(0)
+        (state / "db/db.sqlite").chmod(0o444)
+        (state / "db").chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield state
+        finally:
+            if root:
+                os.seteuid(0)
+            (state / "db").chmod(0o755)
+
+
+def test_read_by_who_may_not_write(users_state: Path) -> None:
+    """No lock, and no index of the journal, which cannot be made."""
+    with Database(users_state) as database:
+        assert database.valid([path("a"), path("b")]) == {path("a")}
         with pytest.raises(CalveError):
             database.register([info("b")])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+
 from calve.errors import DamagedError
 from calve.nix.hashes import Hash, compress, decode32, encode32
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from calve.errors import DamagedError, UsageError
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import NarInfo, PathInfo, merge_signatures
 from calve.nix.signing import SecretKey
 from calve.nix.storepath import StorePath
 
-KEY = SecretKey.generate("k-1", random=lambda n: bytes(n))
+KEY = SecretKey.generate("k-1", random=bytes)
 LATER = SecretKey.generate("z-1", random=lambda n: bytes([1]) * n)
 A = StorePath("a" * 32, "a")
 B = StorePath("b" * 32, "b-1.0")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from calve.errors import DamagedError
 from calve.nix import registration
 from calve.nix.hashes import Hash

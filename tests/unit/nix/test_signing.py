@@ -3,11 +3,12 @@ from __future__ import annotations
 import base64
 
 import pytest
+
 from calve.errors import DamagedError, SignatureError, UsageError
 from calve.nix.signing import Keyring, PublicKey, SecretKey, Signature
 
 KEY = SecretKey.generate("k-1", random=lambda n: bytes(range(n)))
-OTHER = SecretKey.generate("other-1", random=lambda n: bytes(n))
+OTHER = SecretKey.generate("other-1", random=bytes)
 
 
 def test_text_there_and_back() -> None:
@@ -102,6 +103,12 @@ def test_keyring_skips_unknown_and_wrong_signatures() -> None:
     ring = Keyring((KEY.public,))
     unknown, wrong = OTHER.sign(b"m"), KEY.sign(b"something else")
     assert ring.verify(b"m", [unknown, wrong, KEY.sign(b"m")]) == "k-1"
+
+
+def test_a_signature_counts_only_under_its_keys_name() -> None:
+    ring = Keyring((KEY.public,))
+    with pytest.raises(SignatureError, match="signed by other-1"):
+        ring.verify(b"m", [Signature("other-1", KEY.sign(b"m").value)])
 
 
 def test_a_key_that_was_replaced_under_its_name() -> None:

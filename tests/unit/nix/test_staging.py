@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from calve.errors import CalveError, DamagedError
 from calve.nix import staging as module
 from calve.nix.hashes import Hash
@@ -152,7 +153,7 @@ def test_interrupted_staging_is_removed(store: Path) -> None:
     with Staging(store) as staging:
         with pytest.raises(KeyboardInterrupt):
             staging.stage(info("a"), broken())
-        assert os.listdir(store / staging.name) == ["lock"]
+        assert list((store / staging.name).iterdir()) == [store / staging.name / "lock"]
 
 
 def test_discard_of_what_was_not_staged(store: Path) -> None:
@@ -235,6 +236,27 @@ def test_a_clean_between_making_and_locking(store: Path, monkeypatch: pytest.Mon
         assert len(hidden(store)) == 1
 
 
+def test_a_clean_just_before_the_lock_is_taken(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is ours, but on a file that has no name any more."""
+    flock = fcntl.flock
+    calls = 0
+
+    def interrupted(fd: int, operation: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            for path in hidden(store):
+                shutil.rmtree(path)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with Staging(store) as staging:
+        assert calls == 2
+        assert hidden(store) == [store / staging.name]
+
+
 def test_a_clean_that_holds_the_lock(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = module._lock
     held: list[int] = []
@@ -276,6 +298,6 @@ def test_remove_tree(tmp_path: Path) -> None:
         path: StorePath = info("x").path
         (tmp_path / path.basename).touch()
         remove_tree(fd, path.basename)
-        assert not os.listdir(tmp_path)
+        assert not list(tmp_path.iterdir())
     finally:
         os.close(fd)

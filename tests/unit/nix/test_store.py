@@ -3,20 +3,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, VerificationError
-from calve.nix import nar
+from calve.nix import database, nar
 from calve.nix.hashes import Hash
 from calve.nix.nar import Directory, End, Event, File
 from calve.nix.narinfo import PathInfo
 from calve.nix.sink import Sink
 from calve.nix.staging import Staging
 from calve.nix.store import LocalStore
-from calve.nix.storepath import fixed_output
+from calve.nix.storepath import StorePath, fixed_output
 
 
 def made(name: str, content: bytes, *references: PathInfo) -> tuple[PathInfo, list[Event]]:
@@ -45,6 +45,10 @@ def pulled(store: Sink) -> None:
     store.commit([A, B])
 
 
+def names(root: Path) -> set[str]:
+    return {path.name for path in (root / "nix/store").iterdir()}
+
+
 def test_pull(tmp_path: Path) -> None:
     with LocalStore(tmp_path, create=True) as store:
         assert store.missing([B.path, A.path]) == [B.path, A.path]
@@ -59,9 +63,7 @@ def test_pull(tmp_path: Path) -> None:
         assert Hash.sha256(out.getvalue()) == A.nar_hash
         pulled(store)
     store.close()
-    assert sorted(os.listdir(tmp_path / "nix/store")) == sorted(
-        [".links", A.path.basename, B.path.basename]
-    )
+    assert names(tmp_path) == {".links", A.path.basename, B.path.basename}
     with LocalStore(tmp_path) as store:
         assert store.closure([B.path]) == [A, B]
 
@@ -69,10 +71,10 @@ def test_pull(tmp_path: Path) -> None:
 def test_reading_writes_nothing(tmp_path: Path) -> None:
     with LocalStore(tmp_path, create=True) as store:
         pulled(store)
-    before = sorted(os.listdir(tmp_path / "nix/store"))
+    before = names(tmp_path)
     with LocalStore(tmp_path) as store:
         store.closure([B.path])
-        assert sorted(os.listdir(tmp_path / "nix/store")) == before
+        assert names(tmp_path) == before
 
 
 def test_existing_is_not_valid(tmp_path: Path) -> None:
@@ -142,38 +144,56 @@ def test_discard(tmp_path: Path) -> None:
         assert (store.real(A.path) / "file").read_bytes() == b"A"
 
 
-def test_synced_between_publishing_and_registering(
+def test_synced_before_publishing_and_before_registering(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[str] = []
+    steps: list[tuple[bool, bool]] = []
     with LocalStore(tmp_path, create=True) as store:
 
         def sync(staging: Staging) -> None:
-            steps.append(f"sync {store.real(A.path).exists()} {store.contains(A.path)}")
+            steps.append((store.real(A.path).exists(), store.contains(A.path)))
 
         monkeypatch.setattr(Staging, "sync", sync)
         pulled(store)
-        assert steps == ["sync True False"]
-        pulled(store)
-        assert len(steps) == 1
+        assert steps == [(False, False), (True, False)]
+
+
+def test_nobody_registers_while_paths_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_S", 0.01)
+    publish = Staging.publish
+    with LocalStore(tmp_path, create=True) as store, LocalStore(tmp_path) as other:
+
+        def meanwhile(staging: Staging, path: StorePath) -> None:
+            with pytest.raises(ConflictError):
+                other.database.register([A])
+            publish(staging, path)
+
+        monkeypatch.setattr(Staging, "publish", meanwhile)
+        store.stage(A, iter(A_EVENTS))
+        store.commit([A, A])
+        assert other.contains(A.path)
 
 
 def test_garbage_collection_and_pulls_exclude_each_other(tmp_path: Path) -> None:
-    with LocalStore(tmp_path, create=True) as store:
-        with open(tmp_path / "nix/var/nix/gc.lock", "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            store.contains(A.path)
-            with pytest.raises(ConflictError) as caught:
-                store.missing([A.path])
-            assert caught.value.hint
-            with pytest.raises(ConflictError):
-                store.stage(A, iter(A_EVENTS))
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    with (
+        LocalStore(tmp_path, create=True) as store,
+        (tmp_path / "nix/var/nix/gc.lock").open("r+") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store.contains(A.path)
+        with pytest.raises(ConflictError) as caught:
             store.missing([A.path])
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            store.close()
+        assert caught.value.hint
+        with pytest.raises(ConflictError):
+            store.stage(A, iter(A_EVENTS))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        store.missing([A.path])
+        with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store.close()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_clean(tmp_path: Path) -> None:

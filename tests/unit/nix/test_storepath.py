@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+
 from calve.errors import DamagedError, UsageError
 from calve.nix.hashes import Hash
 from calve.nix.storepath import StorePath, fixed_output, text_path

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from calve.errors import CalveError, DamagedError, SpaceError
 from calve.nix.nar import Directory, End, Event, File, Symlink
 from calve.nix.unpack import Unpacked, unpack
@@ -21,7 +22,7 @@ def parent(tmp_path: Path) -> Iterator[int]:
 
 
 def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
 def test_tree_with_canonical_metadata(parent: int, tmp_path: Path) -> None:
@@ -72,9 +73,15 @@ def test_never_leaves_its_directory(parent: int, tmp_path: Path, name: bytes) ->
     for event in (Directory(name), File(name, 0, executable=False), Symlink(name, b"x")):
         with pytest.raises(DamagedError):
             unpack([Directory(b""), event, End(), End()], parent, "name")
-        assert os.listdir(tmp_path) == ["store"]
-        assert os.listdir(tmp_path / "store/name") == []
-        os.rmdir(tmp_path / "store/name")
+        assert list(tmp_path.iterdir()) == [tmp_path / "store"]
+        assert list((tmp_path / "store/name").iterdir()) == []
+        (tmp_path / "store/name").rmdir()
+
+
+@pytest.mark.parametrize("target", [b"", b"a\0b", b"a" * 4096], ids=["empty", "NUL", "long"])
+def test_targets_that_no_symlink_has(parent: int, target: bytes) -> None:
+    with pytest.raises(DamagedError):
+        unpack([Symlink(b"", target)], parent, "name")
 
 
 def test_does_not_follow_a_symlink_of_its_own(parent: int, tmp_path: Path) -> None:
@@ -87,7 +94,7 @@ def test_does_not_follow_a_symlink_of_its_own(parent: int, tmp_path: Path) -> No
                 parent,
                 f"name-{type(event).__name__}",
             )
-    assert os.listdir(tmp_path / "outside") == []
+    assert list((tmp_path / "outside").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "directory"])

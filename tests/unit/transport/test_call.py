@@ -84,6 +84,15 @@ def test_skew_is_corrected_once(serve, client, signer, provider):
     assert provider.refreshes == 0
 
 
+def test_a_denial_with_the_corrected_time_is_no_skew(serve, client, signer):
+    date = "Sun, 01 Mar 2026 18:00:00 GMT"
+    server = serve(lambda wire, _: refuse(wire, "AccessDenied", Date=date))
+    for count in (2, 3):
+        with pytest.raises(AccessError):
+            signed_request(client, signer, "GET", server.url)
+        assert len(server.requests) == count
+
+
 def test_skew_that_stays(serve, client, signer):
     hours = iter(range(13, 24))
 

@@ -362,13 +362,19 @@ def test_an_unread_chunked_body_is_bounded(serve, client):
 
 
 def test_an_error_in_the_block_closes_at_once(serve, client):
+    left, seen = threading.Event(), []
+
     def handler(wire, _):
         wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        wire.stall()
+        seen.append(left.wait(5))
+        wire.hang_up()
 
     server = serve(handler)
     with pytest.raises(KeyError), client.request("GET", server.url):
         raise KeyError
+    left.set()
+    assert server.closed.acquire(timeout=10)
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "1, 2", "+5", "5 5", "9" * 30, "\xb2"])
@@ -490,21 +496,25 @@ def test_an_error_of_the_body_is_its_own(serve, client, error):
     assert caught.value is error
 
 
-def test_an_answer_before_the_body_was_taken(serve, client):
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_before_the_body_was_taken(serve, client, reads):
     class Early:
         before_body = True
 
         def __call__(self, wire, request):
             wire.answer(b"busy", status="503 Slow Down")
-            wire.sock.shutdown(socket.SHUT_WR)
-            while wire.sock.recv(1 << 20):
-                pass
-            wire.hang_up()
+            if reads:
+                wire.sock.shutdown(socket.SHUT_WR)
+                while wire.sock.recv(1 << 20):
+                    pass
+            wire.hang_up()  # with unread bytes: the kernel sends a reset
 
     server = serve(Early())
-    with client.request("PUT", server.url, body=b"x" * 3_000_000) as response:
-        assert response.status == 503
-        assert response.read_all(100) == b"busy"
+    for number in (1, 2):
+        with client.request("PUT", server.url, body=b"x" * 3_000_000) as response:
+            assert response.status == 503
+            assert response.read_all(100) == b"busy"
+        assert len(server.requests) == number
 
 
 def test_an_answer_larger_than_the_limit(serve, client):

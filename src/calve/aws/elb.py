@@ -1,0 +1,109 @@
+"""Elastic Load Balancing v2: target groups and the health of their targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calve.aws.session import needs
+
+if TYPE_CHECKING:
+    from calve.aws.session import Session
+
+__all__ = ["Elb", "TargetGroup", "TargetHealth"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGroup:
+    """A target group of instances that are asked by HTTP."""
+
+    arn: str
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetHealth:
+    """A target's health in AWS's words: `initial`, `healthy`, `unhealthy`, `draining`, `unused`."""
+
+    id: str
+    state: str
+    reason: str | None
+    description: str | None
+
+
+class Elb:
+    """Elastic Load Balancing for one session; thread-safe."""
+
+    def __init__(self, session: Session) -> None:
+        self._client = session.client("elbv2")
+
+    @needs(
+        "elasticloadbalancing:CreateTargetGroup",
+        "elasticloadbalancing:ModifyTargetGroupAttributes",
+    )
+    def create_target_group(
+        self,
+        name: str,
+        *,
+        path: str,
+        interval_s: int = 5,
+        thresholds: tuple[int, int] = (2, 2),
+        delay_s: int = 300,
+        vpc_id: str | None = None,
+    ) -> TargetGroup:
+        """Create a target group.
+
+        Args:
+            name: At most 32 characters.
+            path: What is asked; 200 is healthy.
+            interval_s: Between two checks of a target, at least 5.
+            thresholds: After how many good checks it is healthy, after how many bad ones it is not.
+            delay_s: How long a target that leaves may finish what is under way.
+            vpc_id: Where the instances are; AWS demands it.
+
+        Raises:
+            ConflictError: The name is taken by one with other settings.
+        """
+        healthy, unhealthy = thresholds
+        answer = self._client.create_target_group(
+            Name=name,
+            Protocol="HTTP",
+            Port=80,
+            TargetType="instance",
+            HealthCheckPath=path,
+            HealthCheckIntervalSeconds=interval_s,
+            HealthCheckTimeoutSeconds=max(2, min(5, interval_s - 1)),
+            HealthyThresholdCount=healthy,
+            UnhealthyThresholdCount=unhealthy,
+            Matcher={"HttpCode": "200"},
+            **({"VpcId": vpc_id} if vpc_id else {}),
+        )
+        made = _target_group(answer["TargetGroups"][0])
+        attribute = {"Key": "deregistration_delay.timeout_seconds", "Value": str(delay_s)}
+        self._client.modify_target_group_attributes(TargetGroupArn=made.arn, Attributes=[attribute])
+        return made
+
+    @needs("elasticloadbalancing:DescribeTargetGroups")
+    def target_group(self, name: str) -> TargetGroup:
+        """Find a target group by its name; NotFoundError where there is none."""
+        answer = self._client.describe_target_groups(Names=[name])
+        return _target_group(answer["TargetGroups"][0])
+
+    @needs("elasticloadbalancing:DescribeTargetHealth")
+    def health(self, arn: str) -> tuple[TargetHealth, ...]:
+        """Return the health of all targets of a target group."""
+        answer = self._client.describe_target_health(TargetGroupArn=arn)
+        return tuple(
+            TargetHealth(
+                item["Target"]["Id"],
+                item["TargetHealth"]["State"],
+                item["TargetHealth"].get("Reason"),
+                item["TargetHealth"].get("Description"),
+            )
+            for item in answer["TargetHealthDescriptions"]
+        )
+
+
+def _target_group(item: dict[str, Any]) -> TargetGroup:
+    return TargetGroup(item["TargetGroupArn"], item["TargetGroupName"], item["HealthCheckPath"])

@@ -1,0 +1,139 @@
+"""The report of a show: what was served, and how each machine booted. Pure: from recorded facts to a document.
+
+    {"requests": {"served", "failed", "by_release", "slowest_s"},
+     "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
+                   "lowest_available_mb"}], "seconds"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calve.contract.evidence import Evidence
+from calve.demo.load import Tally
+
+__all__ = ["Machine", "Report", "phases"]
+
+_BAR = 44  # columns of the longest timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What became of one machine.
+
+    Attributes:
+        name: its instance id.
+        events: its evidence, in order.
+        answer_s: seconds from the kernel's start to its first answer; None where it never answered.
+    """
+
+    name: str
+    events: tuple[Evidence, ...]
+    answer_s: float | None
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        """Return the fields of its `ready` event; empty where it did not get there."""
+        return next((event.fields for event in self.events if event.kind == "ready"), {})
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """Return the fields of its `fail` event."""
+        return next((event.fields for event in self.events if event.kind == "fail"), None)
+
+    def document(self) -> dict[str, Any]:
+        """Return its part of the report."""
+        ready = self.ready
+        return {
+            "name": self.name,
+            "release": ready.get("release"),
+            "phases": [
+                {"name": name, "seconds": round(seconds, 2)}
+                for name, seconds in phases(self.events, self.answer_s)
+            ],
+            "bytes_fetched": ready.get("fetched_bytes"),
+            "agent_peak_mb": ready.get("agent_peak_mb"),
+            "lowest_available_mb": ready.get("lowest_available_mb"),
+        }
+
+
+def phases(events: Iterable[Evidence], answer_s: float | None) -> list[tuple[str, float]]:
+    """Return each phase and how long it took, in seconds; the kernel's begins at 0.
+
+    The last phase ends with the first answer, which is `answer`'s own end: it begins where stage 2 does.
+    """
+    starts = [("kernel", 0.0)]
+    starts += [
+        (str(event.fields.get("n")), event.at_s) for event in events if event.kind == "phase"
+    ]
+    if answer_s is None:
+        return [
+            (name, end - start)
+            for (name, start), (_, end) in zip(starts, starts[1:], strict=False)
+        ]
+    ends = [start for _, start in starts[1:]] + [answer_s]
+    return [(name, end - start) for (name, start), end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a show came to; `seconds` is its whole length, `system` what was shown."""
+
+    tally: Tally
+    machines: Sequence[Machine]
+    seconds: float
+    system: str
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as one JSON document."""
+        return {
+            "version": 1,
+            "system": self.system,
+            "seconds": round(self.seconds, 1),
+            "requests": {
+                "served": self.tally.served,
+                "failed": self.tally.failed,
+                "by_release": {str(n): count for n, count in self.tally.by_release.items()},
+                "slowest_s": round(self.tally.slowest_s, 3),
+                "reasons": list(self.tally.reasons),
+            },
+            "machines": [machine.document() for machine in self.machines],
+        }
+
+    def text(self) -> str:
+        """Return the report for people."""
+        by_release = ", ".join(
+            f"{count} of release {number}" for number, count in self.tally.by_release.items()
+        )
+        lines = [
+            "",
+            f"Requests   {self.tally.served} served ({by_release or 'none'}), "
+            f"{self.tally.failed} failed, slowest {self.tally.slowest_s:.2f} s",
+        ]
+        lines += [f"           failed: {reason}" for reason in self.tally.reasons[:5]]
+        longest = max((machine.answer_s or 0.0 for machine in self.machines), default=0.0)
+        for machine in self.machines:
+            lines += ["", *_machine(machine, longest)]
+        return "\n".join(lines)
+
+
+def _machine(machine: Machine, longest_s: float) -> list[str]:
+    ready = machine.ready
+    fetched = (ready.get("fetched_bytes") or 0) / 1e6
+    answer = "no answer" if machine.answer_s is None else f"answers after {machine.answer_s:.1f} s"
+    lines = [
+        f"{machine.name}   release {ready.get('release', '?')}, {answer}, "
+        f"{ready.get('paths', 0)} paths and {fetched:.1f} MB fetched; "
+        f"agent's peak {ready.get('agent_peak_mb', '?')} MB, "
+        f"lowest MemAvailable {ready.get('lowest_available_mb', '?')} MB"
+    ]
+    at = 0.0
+    for name, seconds in phases(machine.events, machine.answer_s):
+        scale = _BAR / longest_s if longest_s else 0.0
+        left = round(at * scale)
+        bar = " " * left + "━" * max(1, round((at + seconds) * scale) - left)
+        lines.append(f"  {name:<12} {seconds:6.2f} s  {bar}")
+        at += seconds
+    return lines

@@ -1,0 +1,343 @@
+"""calve.toml: the cache, and the fleets with their systems, health checks and rollouts.
+
+docs/reference/calve-toml.md describes every key. What is wrong in the file is a UsageError that names the file, the
+line where it can be told, and the key. Types only: nothing here asks AWS or evaluates Nix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calve.errors import CalveError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from calve.fleet.document import CacheTable, FleetTable, HealthTable, KeyTable, RolloutTable
+
+__all__ = [
+    "FILE_NAME",
+    "Cache",
+    "Command",
+    "Config",
+    "Delivery",
+    "Environment",
+    "File",
+    "Fleet",
+    "Health",
+    "KeySource",
+    "Rollout",
+    "load",
+    "parse",
+]
+
+FILE_NAME = "calve.toml"
+
+_MAX_BYTES = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_DURATION = re.compile(r"(?=\d)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+_MAX_WITHIN_S = 2 * 3600
+_MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
+_LATER = ("ssm", "secretsmanager")
+
+
+class Delivery(StrEnum):
+    """How a release gets onto machines."""
+
+    INITRD = "initrd"
+    IMAGE = "image"
+    SSH = "ssh"
+    USER_DATA_BUILD = "user-data-build"
+    USER_DATA_PULL = "user-data-pull"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A key in a file; a relative path is meant from the directory of calve.toml."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A key in an environment variable."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A key on a command's standard output; it runs in `directory`."""
+
+    argv: tuple[str, ...]
+    directory: Path
+
+
+KeySource = File | Environment | Command
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """The binary cache: its URL, the key that signs, and the public keys (`name:base64`) that are trusted."""
+
+    url: str
+    key: KeySource | None = None
+    trusted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a machine must answer, within so many seconds from its launch: a path by HTTP, or a TCP port."""
+
+    http: str | None
+    tcp: int | None
+    within_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Bounds of the healthy machines, in percent of the group's size, and how long all must stay well."""
+
+    min_healthy_percent: int
+    max_healthy_percent: int
+    bake_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """One Auto Scaling group and what belongs to it.
+
+    Attributes:
+        name: its own.
+        system: a flake attribute, a file or a store path, as written; relative to the file's directory.
+        delivery: how a release gets onto machines.
+        group: the Auto Scaling group, by name or tag.
+        health: None is the balancer's judgement alone.
+        rollout: the rules.
+    """
+
+    name: str
+    system: str
+    delivery: Delivery
+    group: str
+    health: Health | None
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A fleet file; `path` is where it was read from."""
+
+    path: Path
+    cache: Cache | None
+    fleets: Mapping[str, Fleet]
+
+
+def load(path: Path | None = None) -> Config | None:
+    """Read a fleet file.
+
+    Args:
+        path: the file; None is ./calve.toml, where there is one.
+
+    Returns:
+        None where no file was named and there is none.
+
+    Raises:
+        NotFoundError: there is no such file.
+        UsageError: something in it is wrong.
+    """
+    where = Path(FILE_NAME) if path is None else path
+    try:
+        with where.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        if path is None:
+            return None
+        raise NotFoundError("there is no such file", place=where) from error
+    except OSError as error:
+        raise CalveError(f"cannot be read: {error.strerror}", place=where) from error
+    if len(data) > _MAX_BYTES:
+        raise UsageError(f"longer than {_MAX_BYTES >> 20} MiB", place=where)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("not UTF-8", place=where) from error
+    return parse(text, where)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Read a fleet file's text; UsageError where something in it is wrong."""
+    import tomllib
+
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"not TOML: {error}", place=path) from error
+    try:
+        return _Reader(path).read(document)
+    except UsageError as error:
+        line = _line_of(text, error.message.partition(":")[0])
+        place = path if line is None else f"{path}:{line}"
+        raise UsageError(error.message, place=place, hint=error.hint) from error
+
+
+class _Reader:
+    """Turns the tables of one file into what they mean."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._base = path.absolute().parent
+
+    def read(self, document: Mapping[str, Any]) -> Config:
+        from calve.fleet.document import CacheTable, FleetTable, convert, unknown
+
+        for name in document:
+            if name not in {"cache", "fleet"}:
+                raise unknown(name, name, ("cache", "fleet"), self._path)
+        cache = None
+        if "cache" in document:
+            cache = self._cache(convert(document["cache"], CacheTable, "cache", self._path))
+        tables = document.get("fleet", {})
+        if not isinstance(tables, dict) or not all(
+            isinstance(one, dict) for one in tables.values()
+        ):
+            raise self._wrong("fleet", "must be tables, [fleet.NAME]")
+        fleets = {}
+        for name, table in tables.items():
+            path = f"fleet.{name}"
+            if not _NAME.fullmatch(name):
+                raise self._wrong(path, "a fleet's name has letters, digits, - and _, at most 63")
+            fleets[name] = self._fleet(name, convert(table, FleetTable, path, self._path), path)
+        return Config(self._path, cache, fleets)
+
+    def _wrong(self, path: str, why: str, hint: str | None = None) -> UsageError:
+        return UsageError(f"{path}: {why}", place=self._path, hint=hint)
+
+    # The cache
+
+    def _cache(self, table: CacheTable) -> Cache:
+        from calve.cache import url as urls
+        from calve.nix.signing import PublicKey
+
+        try:
+            urls.parse(table.url)
+        except UsageError as error:
+            raise self._wrong("cache.url", error.message, error.hint) from error
+        for at, text in enumerate(table.trusted):
+            try:
+                PublicKey.parse(text)
+            except UsageError as error:
+                raise self._wrong(f"cache.trusted[{at}]", error.message, error.hint) from error
+        key = None if table.key is None else self._key(table.key)
+        return Cache(table.url, key, tuple(table.trusted))
+
+    def _key(self, table: KeyTable) -> KeySource:
+        given = [name for name in table.__struct_fields__ if getattr(table, name) is not None]
+        for name in given:
+            if name in _LATER:
+                raise self._wrong(
+                    f"cache.key.{name}", "is not supported yet", "use file, env or command"
+                )
+        if len(given) != 1:
+            raise self._wrong("cache.key", "must have exactly one of file, env and command")
+        if not getattr(table, given[0]):
+            raise self._wrong(f"cache.key.{given[0]}", "is empty")
+        if table.file is not None:
+            return File(self._base / table.file)
+        if table.env is not None:
+            return Environment(table.env)
+        return Command(tuple(table.command or ()), self._base)
+
+    # Fleets
+
+    def _fleet(self, name: str, table: FleetTable, path: str) -> Fleet:
+        if not table.system:
+            raise self._wrong(f"{path}.system", "is empty")
+        group = name if table.group is None else table.group
+        if not group:
+            raise self._wrong(f"{path}.group", "is empty")
+        return Fleet(
+            name=name,
+            system=table.system,
+            delivery=self._delivery(table.delivery, f"{path}.delivery"),
+            group=group,
+            health=None if table.health is None else self._health(table.health, f"{path}.health"),
+            rollout=self._rollout(table.rollout, f"{path}.rollout"),
+        )
+
+    def _delivery(self, text: str, path: str) -> Delivery:
+        from calve.fleet.document import unknown
+
+        try:
+            return Delivery(text)
+        except ValueError:
+            hint = unknown(path, text, [each.value for each in Delivery], self._path).hint
+            raise self._wrong(path, f"{text!r} is not a delivery", hint) from None
+
+    def _health(self, table: HealthTable, path: str) -> Health:
+        if (table.http is None) == (table.tcp is None):
+            raise self._wrong(path, "must have exactly one of http and tcp")
+        if table.http is not None and not table.http.startswith("/"):
+            raise self._wrong(f"{path}.http", 'must be a path such as "/healthz"')
+        if table.tcp is not None and not 1 <= table.tcp <= 65535:
+            raise self._wrong(f"{path}.tcp", "must be a port, 1 to 65535")
+        within_s = self._duration(table.within, f"{path}.within", "3m", 1, _MAX_WITHIN_S)
+        return Health(table.http, table.tcp, within_s)
+
+    def _rollout(self, table: RolloutTable, path: str) -> Rollout:
+        lowest, highest = table.min_healthy, table.max_healthy
+        if not 0 <= lowest <= 100:
+            raise self._wrong(f"{path}.min-healthy", "must be a percentage, 0 to 100")
+        if not 100 <= highest <= 200:
+            raise self._wrong(f"{path}.max-healthy", "must be a percentage, 100 to 200")
+        if highest - lowest > 100:
+            raise self._wrong(
+                f"{path}.max-healthy", "must not be more than 100 above min-healthy"
+            )  # Auto Scaling's rule
+        bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, _MAX_BAKE_S)
+        return Rollout(lowest, highest, bake_s)
+
+    def _duration(self, text: str, path: str, example: str, least_s: int, most_s: int) -> int:
+        """Read "90s", "3m", "1h30m" as seconds."""
+        match = _DURATION.fullmatch(text)
+        if match is None:
+            raise self._wrong(path, f'must be a duration such as "{example}"')
+        hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        value_s = hours * 3600 + minutes * 60 + seconds
+        if not least_s <= value_s <= most_s:
+            raise self._wrong(path, f"must be from {least_s}s to {most_s // 3600}h")
+        return value_s
+
+
+def _line_of(text: str, path: str) -> int | None:
+    """Return the line where a key is given, or the table that lacks it; None where that cannot be told.
+
+    tomllib does not say, so this looks for headers and for `key =` below them, the nearest to the whole path. A line
+    of a text over several lines could look like one: then two lines match, and neither is named.
+    """
+    keys = re.sub(r"\[\d+\]$", "", path).split(".")
+    found: dict[int, list[int]] = {}
+    table: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
+        assigned = re.match(r"\s*([A-Za-z0-9_.\"' -]+?)\s*=", line)
+        if header is not None:
+            table = _names(header[1])
+            here = table
+        elif assigned is not None:
+            here = table + _names(assigned[1])
+        else:
+            continue
+        if keys[: len(here)] == here:
+            found.setdefault(len(here), []).append(number)
+    if not found:
+        return None
+    numbers = found[max(found)]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _names(dotted: str) -> list[str]:
+    return [name.strip().strip("\"'") for name in dotted.split(".")]

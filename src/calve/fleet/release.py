@@ -1,0 +1,146 @@
+"""Release v1: the numbered, immutable record that says which closure a fleet is to run.
+
+`fleets/<fleet>/releases/<8 digits>.json`, created with "only where there is none": of two operators who take the same
+number, one gets the next. Rollouts and verdicts stand in objects of their own beside it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from dataclasses import dataclass
+
+from calve.cache.objects import Objects
+from calve.contract.userdata import UserData
+from calve.errors import ConflictError, DamagedError, UsageError
+
+__all__ = ["Release", "create", "latest", "read"]
+
+VERSION = 1
+_LIMIT_BYTES = 64 * 1024
+_FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_KEY = re.compile(r"fleets/[^/]+/releases/([0-9]{8})\.json")
+_TRIES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release.
+
+    Attributes:
+        fleet: name of the fleet.
+        number: 1 and up.
+        system: the toplevel's store path.
+        manifest: digest of its manifest.
+        keys: names of the keys that signed it.
+        created: when, UTC.
+    """
+
+    fleet: str
+    number: int
+    system: str
+    manifest: str
+    keys: tuple[str, ...]
+    created: dt.datetime
+
+    @property
+    def key(self) -> str:
+        """Return where the record lies."""
+        return f"{_prefix(self.fleet)}{self.number:08d}.json"
+
+    def user_data(self, caches: tuple[str, ...], *, deadline_s: int = 600) -> UserData:
+        """Return what a machine of this release is told."""
+        return UserData(
+            system=self.system,
+            caches=caches,
+            manifest=self.manifest,
+            keys=self.keys,
+            fleet=self.fleet,
+            release=self.number,
+            deadline_s=deadline_s,
+        )
+
+    def dump(self) -> bytes:
+        """Return the record's bytes."""
+        body = {
+            "version": VERSION,
+            "fleet": self.fleet,
+            "number": self.number,
+            "system": self.system,
+            "manifest": self.manifest,
+            "keys": list(self.keys),
+            "created": self.created.isoformat(timespec="seconds"),
+        }
+        return json.dumps(body, indent=1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes, place: object) -> Release:
+        """Read a record.
+
+        Raises:
+            UsageError: it is of a newer version than we know.
+            DamagedError: it is no record.
+        """
+        try:
+            body = json.loads(data)
+            version = body["version"]
+            if isinstance(version, int) and version > VERSION:
+                raise UsageError(
+                    f"release record of version {version}", place=place, hint="upgrade calve"
+                )
+            release = cls(
+                fleet=str(body["fleet"]),
+                number=int(body["number"]),
+                system=str(body["system"]),
+                manifest=str(body["manifest"]),
+                keys=tuple(str(key) for key in body["keys"]),
+                created=dt.datetime.fromisoformat(body["created"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError("no release record", place=place) from error
+        if version != VERSION or release.number < 1:
+            raise DamagedError("no release record", place=place)
+        return release
+
+
+def _prefix(fleet: str) -> str:
+    if not _FLEET.fullmatch(fleet):
+        raise UsageError(
+            f"{fleet!r} is no fleet's name", hint="lower-case letters, digits and -, at most 63"
+        )
+    return f"fleets/{fleet}/releases/"
+
+
+def latest(objects: Objects, fleet: str) -> int:
+    """Return the highest number that a fleet has, 0 where it has none."""
+    numbers = (_KEY.fullmatch(key) for key in objects.list(_prefix(fleet)))
+    return max((int(match.group(1)) for match in numbers if match), default=0)
+
+
+def read(objects: Objects, fleet: str, number: int) -> Release:
+    """Read a release; NotFoundError where there is none of this number."""
+    key = f"{_prefix(fleet)}{number:08d}.json"
+    return Release.parse(objects.get(key, _LIMIT_BYTES), f"{objects.url}/{key}")
+
+
+def create(
+    objects: Objects,
+    fleet: str,
+    *,
+    system: str,
+    manifest: str,
+    keys: tuple[str, ...],
+    now: dt.datetime,
+) -> Release:
+    """Write the next release of a fleet and return it.
+
+    Raises:
+        ConflictError: others took every number that we tried.
+    """
+    number = latest(objects, fleet)
+    for number in range(number + 1, number + 1 + _TRIES):
+        release = Release(fleet, number, system, manifest, keys, now)
+        if objects.put(release.key, release.dump(), only_new=True):
+            return release
+    raise ConflictError(f"cannot get a number for a release of {fleet}", hint="try again")

@@ -1,0 +1,448 @@
+"""calve.cache over S3: the object service is written from AWS's documents and shares no code with the client."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+
+from calve.cache import manifest as manifests
+from calve.cache.objects import MissingCacheError, open_objects
+from calve.cache.pull import plan, pull
+from calve.cache.push import push
+from calve.cache.s3 import PART_BYTES
+from calve.errors import AccessError, DamagedError, NotFoundError, TransientError, UsageError
+from calve.nix import nar
+from calve.nix.closure import closure
+from calve.nix.hashes import Hash, encode32
+from calve.nix.narinfo import NarInfo, PathInfo
+from calve.nix.signing import Keyring, SecretKey
+from calve.nix.store import LocalStore
+from calve.nix.storepath import StorePath
+from calve.region.faults import Answer, Flip, Lost, Reset, Truncate
+from calve.region.message import Response
+from calve.region.signature import Allow
+from calve.transport.credentials import Credentials, Static
+from calve.transport.http import Client
+
+REGION = "test-region"
+
+
+@pytest.fixture
+def client():
+    with Client(read_s=5.0) as made:
+        yield made
+
+
+@pytest.fixture
+def objects_of(server, client):
+    """Return a function: a key of the service in, the cache as that user sees it out."""
+
+    def make(key, *, bucket="nix", prefix="", region=REGION, more=""):
+        provider = None
+        if key is not None:
+            provider = Static(Credentials(key.access_key, key.secret_key, key.token))
+        url = f"s3://{bucket}{prefix}?region={region}&endpoint={server.url}{more}"
+        return open_objects(url, client, provider)
+
+    return make
+
+
+@pytest.fixture
+def cache(objects_of, admin):
+    return objects_of(admin)
+
+
+SLOW = Response(
+    503,
+    {"Content-Type": "application/xml"},
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>",
+)
+
+
+# Objects
+
+
+def test_objects_are_put_got_listed_and_deleted(cache, service):
+    assert cache.put("nar/a+b=.nar", b"data")
+    assert cache.put("b.narinfo", b"")
+    assert cache.get("nar/a+b=.nar", 4) == b"data"
+    assert cache.head("nar/a+b=.nar") == 4
+    assert cache.head("nar/none") is None
+    assert list(cache.list("")) == ["b.narinfo", "nar/a+b=.nar"]
+    assert list(cache.list("nar/")) == ["nar/a+b=.nar"]
+    with cache.open("nar/a+b=.nar") as source:
+        assert source.read(10) == b"data"
+        assert source.read(10) == b""
+    entry = service.bucket("nix").get("b.narinfo")
+    assert entry.headers["content-type"] == "text/x-nix-narinfo"
+    assert list(entry.checksums) == ["sha256"]
+    cache.delete("b.narinfo")
+    cache.delete("b.narinfo")
+    assert list(cache.list("")) == ["nar/a+b=.nar"]
+
+
+def test_a_prefix_stands_before_every_key(objects_of, admin, service):
+    cache = objects_of(admin, prefix="/team/nix")
+    cache.put("x", b"1")
+    assert service.bucket("nix").keys() == ["team/nix/x"]
+    assert list(cache.list("")) == ["x"]
+    assert cache.get("x", 1) == b"1"
+    assert cache.url == "s3://nix/team/nix"
+
+
+def test_listing_goes_on_for_more_than_a_page(cache, s3):
+    for number in range(1003):
+        s3.put_object(Bucket="nix", Key=f"k/{number:04}", Body=b"")
+    assert list(cache.list("k/")) == [f"k/{number:04}" for number in range(1003)]
+
+
+def test_only_new_and_match(cache):
+    assert cache.put("x", b"one", only_new=True)
+    assert not cache.put("x", b"two", only_new=True)
+    data, tag = cache.get_tagged("x", 10)
+    assert cache.put("x", data + b"!", match=tag)
+    assert not cache.put("x", b"late", match=tag)
+    assert not cache.put("gone", b"late", match=tag)
+    assert cache.get("x", 10) == b"one!"
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 5]
+)
+def test_streams_go_out_whole_or_in_parts(cache, service, size):
+    data = os.urandom(size)
+    chunks = [data[at : at + 100_000] for at in range(0, size, 100_000)]
+    assert cache.put_stream("nar/x", iter(chunks), only_new=True)
+    digest = hashlib.sha256()
+    with cache.open("nar/x") as source:
+        while part := source.read(65536):
+            digest.update(part)
+    assert digest.digest() == hashlib.sha256(data).digest()
+    parts = -(-size // PART_BYTES) if size >= PART_BYTES else 0
+    assert service.counts["UploadPart"] == parts
+    assert service.counts["PutObject"] == (0 if parts else 1)
+    assert not cache.put_stream("nar/x", iter(chunks), only_new=True)
+    assert service.uploads.pending() == []
+
+
+def test_a_stream_that_fails_leaves_neither_object_nor_parts(cache, service):
+    def chunks(size):
+        yield os.urandom(size)
+        raise DamagedError("changed on disk")
+
+    for size in (10, PART_BYTES + 10):
+        with pytest.raises(DamagedError, match="changed"):
+            cache.put_stream("nar/x", chunks(size), only_new=True)
+    assert service.bucket("nix").keys() == []
+    assert service.uploads.pending() == []
+
+
+def test_another_upload_that_ends_first_wins(cache, service):
+    def chunks():
+        yield os.urandom(PART_BYTES)
+        cache.put("nar/x", b"theirs")
+        yield b"rest"
+
+    assert not cache.put_stream("nar/x", chunks(), only_new=True)
+    assert cache.get("nar/x", 10) == b"theirs"
+    assert service.uploads.pending() == []
+
+
+def test_an_error_inside_a_200_of_complete_is_an_error(cache, service, faults):
+    body = b"<Error><Code>InternalError</Code><Message>We encountered an error.</Message></Error>"
+    faults.add(
+        Answer(Response(200, {"Content-Type": "application/xml"}, body)), method="POST", skip=1
+    )
+    with pytest.raises(TransientError, match="InternalError"):
+        cache.put_stream("nar/x", iter([os.urandom(PART_BYTES)]), only_new=True)
+    assert service.uploads.pending() == []
+
+
+def test_a_completion_whose_answer_is_lost_is_not_an_error(cache, service, faults):
+    faults.add(Lost(performed=True), method="POST", skip=1)
+    cache.put_stream("nar/x", iter([os.urandom(PART_BYTES)]), only_new=True)
+    assert cache.head("nar/x") == PART_BYTES
+
+
+# What can be wrong with a bucket
+
+
+def test_an_unknown_bucket_is_named(objects_of, admin):
+    cache = objects_of(admin, bucket="nixx")
+    for call in (
+        lambda: cache.get("x", 1),
+        lambda: cache.put("x", b""),
+        lambda: cache.open("x").read(1),
+        lambda: list(cache.list("")),
+    ):
+        with pytest.raises(MissingCacheError, match="there is no bucket nixx") as caught:
+            call()
+        assert caught.value.place == "s3://nixx"
+
+
+def test_a_missing_object_is_not_a_missing_bucket(cache):
+    with pytest.raises(NotFoundError, match="no such object") as caught:
+        cache.get("x", 1)
+    assert not isinstance(caught.value, MissingCacheError)
+    assert caught.value.place == "s3://nix/x"
+
+
+def test_whoever_may_not_list_is_told_denied_or_missing(objects_of, principals):
+    reader = principals.add_user("reader", [Allow("s3:GetObject", "arn:aws:s3:::nix/*")])
+    cache = objects_of(reader)
+    with pytest.raises(AccessError, match="denied or missing") as caught:
+        cache.get("x", 1)
+    assert "s3:ListBucket" in str(caught.value.hint)
+    with pytest.raises(AccessError):
+        cache.put("x", b"")
+
+
+def test_a_wrong_secret_key_is_an_access_error(objects_of, admin):
+    cache = objects_of(replace(admin, secret_key="x" * 40))
+    with pytest.raises(AccessError, match="SignatureDoesNotMatch") as caught:
+        cache.get("x", 1)
+    assert "denied or missing" not in caught.value.message
+
+
+def test_a_wrong_region_is_named(objects_of, admin, service):
+    service.add_bucket("far", "other-region")
+    with pytest.raises(UsageError) as caught:
+        objects_of(admin, bucket="far").get("x", 1)
+    assert "other-region" in str(caught.value.hint)
+
+
+def test_a_public_bucket_needs_no_credentials(objects_of, service, admin):
+    service.add_bucket("open", public=True)
+    objects_of(admin, bucket="open").put("x", b"1")
+    assert objects_of(None, bucket="open").get("x", 1) == b"1"
+
+
+def test_virtual_hosts(objects_of, admin, server, client, monkeypatch):
+    real = socket.getaddrinfo
+
+    def resolve(host, port, **options):
+        assert host == "nix.s3.localhost"
+        return real("127.0.0.1", port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = f"s3://nix?region={REGION}&endpoint=s3.localhost:{server.port}&scheme=http&addressing-style=virtual"
+    provider = Static(Credentials(admin.access_key, admin.secret_key, admin.token))
+    cache = open_objects(url, client, provider)
+    cache.put("x", b"1")
+    monkeypatch.undo()
+    assert objects_of(admin).get("x", 1) == b"1"
+
+
+# Push and pull
+
+
+@pytest.fixture
+def store(tmp_path):
+    with LocalStore(tmp_path / "here", create=True) as made:
+        yield made
+
+
+def add(store, name, data, references=()):
+    """Add a path of one file (input-addressed, for what it matters here) to a store."""
+    path = StorePath(encode32(hashlib.sha256(name.encode()).digest()[:20]), name)
+    parts: list[bytes] = []
+    events = [nar.File(b"", len(data), executable=False), *([data] if data else [])]
+    pieces = [events[0], *(data[at : at + 65536] for at in range(0, len(data), 65536))]
+    nar.emit(iter(pieces), parts.append)
+    whole = b"".join(parts)
+    info = PathInfo(path, Hash.sha256(whole), len(whole), tuple(sorted(references)))
+    store.stage(info, iter(pieces))
+    store.commit([info])
+    return path
+
+
+@pytest.fixture
+def key():
+    return SecretKey.generate("ops-1")
+
+
+@pytest.fixture
+def ring(key):
+    return Keyring((key.public,))
+
+
+@pytest.fixture
+def top(store):
+    """Make a closure of 12 paths, one of them of 9 MB that does not compress."""
+    paths = [add(store, f"lib{n}", os.urandom(1000 * n) + b"text" * n * 500) for n in range(10)]
+    big = add(store, "big", os.urandom(PART_BYTES + 1_000_000), paths[:2])
+    return add(store, "top", b"top", [*paths, big])
+
+
+def pulled(tmp_path, name, cache, top, ring, manifest=None):
+    """Pull into a new store; return what was done and the infos of the closure there."""
+    with LocalStore(tmp_path / name, create=True) as sink:
+        made = plan([cache], [top], sink, ring, manifest=manifest)
+        done = pull(made, sink)
+        return done, sink.closure([top])
+
+
+def without_signatures(infos):
+    return sorted((replace(info, signatures=()) for info in infos), key=lambda info: info.path)
+
+
+def test_push_and_pull_and_their_requests(cache, service, store, top, key, ring, tmp_path):
+    done = push(store, [top], cache, key, root=("web", "live"))
+    assert done.new_paths == 12
+    counts = service.counts
+    assert counts["ListObjectsV2"] == 0
+    assert counts["UploadPart"] == 2
+    # Per path: ask for the narinfo, NAR (in parts: of the big one), narinfo. Beside: root, pending, cache-info,
+    # manifest, signature, root, pending; and HEAD of the big NAR.
+    assert len(service.calls) == 12 * 3 + 3 + 8 + 1
+    digest = done.manifests[top]
+
+    before = len(service.calls)
+    got, infos = pulled(tmp_path, "there", cache, top, ring, digest)
+    assert len(service.calls) - before == 1 + 12
+    assert without_signatures(infos) == without_signatures(store.closure([top]))
+    assert (got.paths, got.retries) == (12, 0)
+    assert got.fetched_bytes == done.compressed_bytes
+
+    before = len(service.calls)
+    assert push(store, [top], cache, key, root=("web", "live")).new_paths == 0
+    assert len(service.calls) - before == 2
+    before = len(service.calls)
+    with LocalStore(tmp_path / "there") as sink:
+        assert pull(plan([cache], [top], sink, ring, manifest=digest), sink).fetched_bytes == 0
+    assert len(service.calls) - before == 1
+
+
+def test_push_through_faults(cache, service, faults, store, top, key, ring, tmp_path):
+    faults.add(Answer(SLOW), method="PUT", path="*/nar/*", times=3)
+    faults.add(Lost(performed=False), method="PUT", path="*.narinfo", times=2)
+    faults.add(Lost(performed=True), method="PUT", path="*.narinfo", skip=3, times=2)
+    faults.add(Lost(performed=True), method="PUT", path="*/nar/*", skip=4, times=2)
+    faults.add(Answer(SLOW), method="GET", times=2)
+    faults.add(Answer(SLOW), method="POST", times=1)
+    done = push(store, [top], cache, key, root=("web", "live"))
+    assert faults.injected == 12
+    assert service.uploads.pending() == []
+    faults.clear()
+    _, infos = pulled(tmp_path, "there", cache, top, ring, done.manifests[top])
+    assert without_signatures(infos) == without_signatures(store.closure([top]))
+    assert not list(cache.list("pending/"))
+
+
+def test_pull_through_faults(cache, service, faults, store, top, key, ring, tmp_path):
+    digest = push(store, [top], cache, key).manifests[top]
+    faults.add(Answer(SLOW), method="GET", path="*/manifests/*", times=2)
+    faults.add(Reset(after_bytes=3_000_000), path="*/nar/*", times=1, skip=2)
+    faults.add(Truncate(after_bytes=500), path="*/nar/*", times=3)
+    faults.add(Reset(), path="*/nar/*", times=2)
+    faults.add(Lost(performed=False), path="*/nar/*", times=2)
+    done, infos = pulled(tmp_path, "there", cache, top, ring, digest)
+    assert faults.injected == 10
+    assert done.retries == 0  # connections were resumed, no path was begun anew
+    assert without_signatures(infos) == without_signatures(store.closure([top]))
+    assert any(call.range for call in service.calls)
+
+
+def test_wrong_bytes_once_are_fetched_again(cache, faults, store, top, key, ring, tmp_path):
+    digest = push(store, [top], cache, key).manifests[top]
+    faults.add(Flip(2000), method="GET", path="*/nar/*", times=1, skip=1)
+    done, infos = pulled(tmp_path, "there", cache, top, ring, digest)
+    assert done.retries == 1
+    assert len(infos) == 12
+
+
+def test_wrong_bytes_always_are_an_error_and_nothing_is_valid(
+    cache, faults, store, top, key, ring, tmp_path
+):
+    digest = push(store, [top], cache, key).manifests[top]
+    entry = next(e for e in manifests.read(cache, digest).paths if e.info.path.name == "lib9")
+    faults.add(Flip(2000), method="GET", path=f"*{entry.url}", times=None)
+    with LocalStore(tmp_path / "there", create=True) as sink:
+        made = plan([cache], [top], sink, ring, manifest=digest)
+        with pytest.raises(DamagedError) as caught:
+            pull(made, sink)
+        assert caught.value.place == f"s3://nix/{entry.url}"
+        assert sink.missing([entry.info.path, top]) == [entry.info.path, top]
+    left = [path.name for path in (tmp_path / "there/nix/store").iterdir()]
+    assert not [name for name in left if name.startswith(".calve")]
+    assert top.basename not in left
+    faults.clear()
+    _, infos = pulled(tmp_path, "there", cache, top, ring, digest)
+    assert len(infos) == 12
+
+
+def test_an_unknown_bucket_ends_push_and_pull(objects_of, admin, store, top, key, ring, tmp_path):
+    cache = objects_of(admin, bucket="nixx")
+    for call in (
+        lambda: push(store, [top], cache, key, root=("web", "live")),
+        lambda: push(store, [top], cache, key, dry_run=True),
+        lambda: pulled(tmp_path, "there", cache, top, ring),
+        lambda: pulled(tmp_path, "there", cache, top, ring, "a" * 64),
+    ):
+        with pytest.raises(MissingCacheError, match="no bucket nixx"):
+            call()
+
+
+def test_two_pushers_at_once_lose_nothing(objects_of, admin, service, store, top, tmp_path):
+    keys = [SecretKey.generate(f"ops-{n}") for n in range(2)]
+    errors: list[Exception] = []
+    digests: dict[str, str] = {}
+
+    def run(key, level):
+        try:
+            done = push(store, [top], objects_of(admin), key, level=level, root=("web", key.name))
+            digests[key.name] = done.manifests[top]
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(key, 1 + 2 * n)) for n, key in enumerate(keys)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    cache = objects_of(admin)
+    for info in store.closure([top]):
+        entry = NarInfo.parse(cache.get(f"{info.path.digest}.narinfo", 65536))
+        assert [one.name for one in entry.info.signatures] == ["ops-0", "ops-1"]
+    for key in keys:
+        ring = Keyring((key.public,))
+        _, infos = pulled(tmp_path, key.name, cache, top, ring, digests[key.name])
+        assert len(infos) == 12
+    assert service.uploads.pending() == []
+    assert not list(cache.list("pending/"))
+
+
+def test_credentials_that_expire_in_the_middle_are_renewed(
+    objects_of, principals, server, client, store, top, key, admin, clock, ring, tmp_path
+):
+    class Renewing:
+        def __init__(self):
+            self.renewed = 0
+            self.value = Credentials(admin.access_key, "x" * 40)
+
+        def credentials(self, *, refresh=False):
+            if refresh:
+                self.renewed += 1
+            return Credentials(admin.access_key, admin.secret_key, admin.token)
+
+    provider = Renewing()
+    cache = open_objects(f"s3://nix?region={REGION}&endpoint={server.url}", client, provider)
+    body = b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"
+    digest = push(store, [top], cache, key).manifests[top]
+    assert provider.renewed == 0
+    server.faults.add(
+        Answer(Response(400, {"Content-Type": "application/xml"}, body)),
+        method="GET",
+        path="*/nar/*",
+        skip=3,
+        times=1,
+    )
+    _, infos = pulled(tmp_path, "there", cache, top, ring, digest)
+    assert (provider.renewed, len(infos)) == (1, 12)
+    assert closure([top], {info.path: info for info in infos}.__getitem__)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from calve.cache.directory import DirectoryObjects
+from calve.cache.objects import MissingCacheError
+from calve.errors import CalveError, DamagedError, NotFoundError
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DirectoryObjects:
+    return DirectoryObjects(tmp_path / "cache")
+
+
+def _files(cache: DirectoryObjects) -> list[str]:
+    root = Path(cache.url.removeprefix("file://"))
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_objects_are_put_got_and_deleted(cache: DirectoryObjects) -> None:
+    assert cache.put("nar/x.nar", b"data")
+    assert cache.get("nar/x.nar", 4) == b"data"
+    assert cache.head("nar/x.nar") == 4
+    with cache.open("nar/x.nar", 4) as file:
+        assert (file.read(3), file.read(3), file.read(3)) == (b"dat", b"a", b"")
+    cache.delete("nar/x.nar")
+    cache.delete("nar/x.nar")
+    assert cache.head("nar/x.nar") is None
+    assert _files(cache) == []
+
+
+def test_only_new_creates_once(cache: DirectoryObjects) -> None:
+    assert cache.put("x", b"one", only_new=True)
+    assert not cache.put("x", b"two", only_new=True)
+    assert not cache.put_stream("x", iter([b"t", b"wo"]), only_new=True)
+    assert cache.get("x", 10) == b"one"
+    assert cache.put("x", b"three")
+    assert cache.get("x", 10) == b"three"
+    assert _files(cache) == ["x"]
+
+
+def test_of_many_creators_one_wins(cache: DirectoryObjects) -> None:
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        if cache.put("x", b"%d" % number, only_new=True):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert cache.get("x", 10) == b"%d" % won[0]
+
+
+def test_match_replaces_only_the_version_that_was_read(cache: DirectoryObjects) -> None:
+    cache.put("x", b"one")
+    data, tag = cache.get_tagged("x", 10)
+    assert data == b"one"
+    assert cache.put("x", b"two", match=tag)
+    assert not cache.put("x", b"three", match=tag)
+    assert not cache.put("gone", b"three", match=tag)
+    assert cache.get("x", 10) == b"two"
+
+
+def test_no_update_is_lost_between_threads(cache: DirectoryObjects) -> None:
+    cache.put("x", b"")
+
+    def append() -> None:
+        for _ in range(10):
+            while True:
+                data, tag = cache.get_tagged("x", 1000)
+                if cache.put("x", data + b".", match=tag):
+                    break
+
+    threads = [threading.Thread(target=append) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.get("x", 1000) == b"." * 40
+
+
+def test_a_stream_that_fails_leaves_nothing(cache: DirectoryObjects) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        raise DamagedError("changed on disk")
+
+    for only_new in (True, False):
+        with pytest.raises(DamagedError, match="changed"):
+            cache.put_stream("nar/x", chunks(), only_new=only_new)
+    assert _files(cache) == []
+
+
+def test_nothing_of_a_stream_is_visible_before_its_end(cache: DirectoryObjects) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"a" * 100
+        assert cache.head("nar/x") is None
+        assert list(cache.list("")) == []
+        yield b"b"
+
+    assert cache.put_stream("nar/x", chunks(), only_new=True)
+    assert cache.head("nar/x") == 101
+
+
+def test_missing_objects_and_a_missing_cache_are_told_apart(cache: DirectoryObjects) -> None:
+    with pytest.raises(MissingCacheError, match="no such directory"):
+        cache.get("x", 1)
+    assert cache.head("x") is None
+    assert list(cache.list("")) == []
+    cache.put("y", b"")
+    with pytest.raises(NotFoundError, match="no such object") as caught:
+        cache.get("x", 1)
+    assert not isinstance(caught.value, MissingCacheError)
+    with pytest.raises(NotFoundError):
+        cache.open("y/z")
+
+
+def test_what_is_too_long_is_damage(cache: DirectoryObjects) -> None:
+    cache.put("x", b"12345")
+    assert cache.get("x", 5) == b"12345"
+    with pytest.raises(DamagedError, match="longer than 4"):
+        cache.get("x", 4)
+
+
+def test_listing_is_sorted_by_bytes_and_prefixed(cache: DirectoryObjects) -> None:
+    for key in ("b", "a/z", "a/B", "nar/1"):
+        cache.put(key, b"")
+    assert list(cache.list("")) == ["a/B", "a/z", "b", "nar/1"]
+    assert list(cache.list("a/")) == ["a/B", "a/z"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a//b",
+        "./x",
+        "a b",
+        "a\nb",
+        "ä",
+        "a\\b",
+        "http://h/x",
+        "x#y",
+        "x" * 1025,
+    ],
+)
+def test_keys_that_lead_elsewhere_are_refused(cache: DirectoryObjects, key: str) -> None:
+    for call in (
+        lambda: cache.get(key, 1),
+        lambda: cache.put(key, b""),
+        lambda: cache.head(key),
+        lambda: cache.delete(key),
+        lambda: cache.open(key),
+    ):
+        with pytest.raises(DamagedError, match="not the key"):
+            call()
+
+
+def test_what_cannot_be_written_says_why(cache: DirectoryObjects) -> None:
+    cache.put("x", b"a file, not a directory")
+    for only_new in (True, False):
+        with pytest.raises(CalveError, match=r"Not a directory|File exists") as caught:
+            cache.put("x/y", b"", only_new=only_new)
+        assert caught.value.place == f"{cache.url}/x/y"
+        assert caught.value.exit_code == 1
+    assert _files(cache) == ["x"]

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from calve.cache import manifest as manifests
+from calve.cache.manifest import Manifest, boot_order
+from calve.errors import DamagedError, NotFoundError, UsageError
+from calve.nix.hashes import Hash
+from calve.nix.narinfo import NarInfo, PathInfo
+from calve.nix.signing import SecretKey, Signature
+from calve.nix.storepath import StorePath
+
+LIB = StorePath("0" * 32, "lib")
+KERNEL = StorePath("1" * 32, "kernel")
+TOP = StorePath("2" * 32, "top")
+
+
+def _entry(path: StorePath, size: int, *references: StorePath) -> NarInfo:
+    info = PathInfo(
+        path,
+        Hash.sha256(path.basename.encode()),
+        size,
+        references,
+        signatures=(Signature("k-1", bytes(64)),),
+    )
+    return NarInfo(info, f"nar/{path.digest}.nar.zst", "zstd", None, size // 2)
+
+
+def _manifest() -> Manifest:
+    return Manifest(
+        TOP, (_entry(TOP, 96, LIB, KERNEL), _entry(LIB, 1000, LIB), _entry(KERNEL, 200))
+    )
+
+
+def _changed(**changes: object) -> bytes:
+    return json.dumps(json.loads(_manifest().dump()) | changes).encode()
+
+
+def _changed_path(at: int, **changes: object) -> bytes:
+    paths = json.loads(_manifest().dump())["paths"]
+    paths[at] |= changes
+    return _changed(paths=paths)
+
+
+def test_dump_and_parse_agree_and_are_deterministic() -> None:
+    body = _manifest().dump()
+    assert Manifest.parse(body) == _manifest()
+    assert Manifest.parse(body).dump() == body
+    assert b"fileHash" not in body
+    assert b"deriver" not in body
+
+
+def test_optional_facts_are_kept() -> None:
+    entry = _manifest().paths[2]
+    info = replace(entry.info, deriver=StorePath("3" * 32, "k.drv"), ca="fixed:r:sha256:x")
+    whole = replace(entry, info=info, file_hash=Hash.sha256(b"x"))
+    made = Manifest(KERNEL, (whole,))
+    assert Manifest.parse(made.dump()) == made
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert Manifest.parse(_changed(later=[1, {"x": 2}])) == _manifest()
+    assert Manifest.parse(_changed_path(0, later=True)) == _manifest()
+
+
+def test_an_unknown_major_version_is_refused_as_such() -> None:
+    with pytest.raises(UsageError, match="version 2; this Calve reads version 1") as caught:
+        Manifest.parse(_changed(version=2), "s3://x/manifests/y")
+    assert caught.value.place == "s3://x/manifests/y"
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"", "JSON"),
+        (b"\xff\xfe{", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"[]", "object"),
+        (_changed(version=None), "version"),
+        (_changed(version="1"), "version"),
+        (_changed(version=True), "version"),
+        (_changed(toplevel=1), "toplevel"),
+        (_changed(toplevel="x"), "toplevel"),
+        (_changed(toplevel=f"{'4' * 32}-gone"), "lacks its toplevel .*-gone"),
+        (_changed(paths={}), "list"),
+        (_changed(paths=[1]), "object"),
+        (_changed(paths=[]), "lacks its toplevel"),
+        (_changed_path(1, path="../../etc"), "path"),
+        (_changed_path(1, narSize=0), "narSize"),
+        (_changed_path(1, narSize=-1), "narSize"),
+        (_changed_path(1, narSize=1.5), "narSize"),
+        (_changed_path(1, narSize=10**30), "narSize"),
+        (_changed_path(1, narHash="sha1:" + "0" * 32), "sha1"),
+        (_changed_path(1, narHash=None), "narHash"),
+        (_changed_path(1, references="x"), "references"),
+        (_changed_path(1, references=[1]), "references"),
+        (_changed_path(1, signatures=["x"]), "signatures"),
+        (_changed_path(1, url=None), "url"),
+        (_changed_path(1, path=TOP.basename), "twice"),
+    ],
+)
+def test_malformed_manifests_are_damage(body: bytes, word: str) -> None:
+    with pytest.raises(DamagedError, match=word):
+        Manifest.parse(body)
+
+
+def test_a_missing_path_is_named() -> None:
+    broken = Manifest(TOP, _manifest().paths[:2])
+    with pytest.raises(DamagedError, match=f"lacks {KERNEL}, which {TOP.basename} refers to"):
+        Manifest.parse(broken.dump())
+
+
+def test_more_paths_than_the_bound_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = _manifest().dump()
+    monkeypatch.setattr(manifests, "MAX_PATHS", 2)
+    with pytest.raises(DamagedError, match="more than 2 paths"):
+        Manifest.parse(body)
+    with pytest.raises(UsageError, match="too large"):
+        _manifest().dump()
+    monkeypatch.setattr(manifests, "MAX_BYTES", 10)
+    with pytest.raises(DamagedError, match="longer than 10"):
+        Manifest.parse(body)
+
+
+def test_boot_order_is_toplevel_then_kernel_then_the_largest() -> None:
+    big, small = _entry(StorePath("5" * 32, "big"), 5000), _entry(StorePath("6" * 32, "small"), 1)
+    entries = [small, *_manifest().paths, big]
+    ordered = boot_order(entries, TOP, [KERNEL, StorePath("7" * 32, "not-there")])
+    assert [entry.info.path.name for entry in ordered] == ["top", "kernel", "big", "lib", "small"]
+    assert boot_order(reversed(entries), TOP, [KERNEL]) == ordered
+
+
+def test_reading_checks_the_digest(memory) -> None:
+    body = _manifest().dump()
+    digest = manifests.digest_of(body)
+    cache = memory()
+    cache.data[manifests.key(digest)] = manifests.compress(body)
+    assert manifests.read(cache, digest) == _manifest()
+    assert cache.calls == [("get", f"manifests/{digest}.json.zst")]
+
+    cache.data[manifests.key(digest)] = manifests.compress(body + b" ")
+    with pytest.raises(DamagedError, match="not the one of this digest"):
+        manifests.read(cache, digest)
+    cache.data[manifests.key(digest)] = manifests.compress(body)[:-1]
+    with pytest.raises(DamagedError, match="early"):
+        manifests.read(cache, digest)
+    with pytest.raises(NotFoundError):
+        manifests.read(cache, "0" * 64)
+    with pytest.raises(DamagedError, match="digest"):
+        manifests.read(cache, "../" + "0" * 61)
+
+
+def test_a_bomb_stops_at_the_bound(memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "MAX_BYTES", 1 << 20)
+    cache = memory()
+    cache.data[manifests.key("0" * 64)] = manifests.compress(bytes(5 << 20))
+    with pytest.raises(DamagedError, match="longer"):
+        manifests.read(cache, "0" * 64)
+
+
+def test_signatures_beside_it() -> None:
+    key = SecretKey.generate("ops-1")
+    message = manifests.signed_bytes("a" * 64)
+    assert message == b"calve-manifest-1;" + b"a" * 64
+    made = key.sign(message)
+    data = manifests.dump_signatures([made, Signature("a-1", bytes(64)), made])
+    parsed = manifests.parse_signatures(data, "here")
+    assert [signature.name for signature in parsed] == ["a-1", "ops-1"]
+    assert key.public.verifies(message, parsed[1])
+    with pytest.raises(DamagedError):
+        manifests.parse_signatures(b'{"version":1}', "here")
