@@ -34,8 +34,11 @@ class Nix:
             "NIX_CONF_DIR": str(home / "conf"),
         }
 
-    def run(self, *args: str | Path, stdin: bytes = b"") -> bytes:
-        """Run a command of Nix on the store; return its output, fail with its errors."""
+    def run(self, *args: str | Path, stdin: bytes = b"", store: bool = True) -> bytes:
+        """Run a command of Nix on the store; return its output, fail with its errors.
+
+        Commands that need no store (`store=False`) get it too: some of them open one, and it must not be /nix.
+        """
         done = subprocess.run(
             args,
             input=stdin,
@@ -46,8 +49,8 @@ class Nix:
         assert done.returncode == 0, (args[:4], done.stderr.decode("utf-8", "replace")[-4000:])
         return done.stdout
 
-    def lines(self, *args: str | Path, stdin: bytes = b"") -> list[str]:
-        return self.run(*args, stdin=stdin).decode().splitlines()
+    def lines(self, *args: str | Path, stdin: bytes = b"", store: bool = True) -> list[str]:
+        return self.run(*args, stdin=stdin, store=store).decode().splitlines()
 
     def real(self, path: str) -> Path:
         """Return where a store path lies."""

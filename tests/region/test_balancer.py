@@ -23,7 +23,7 @@ class Page(http.server.ThreadingHTTPServer):
     def __init__(self, name="page", *, slow_s=0.5):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name, self.code, self.slow_s = name, 200, slow_s
-        self.checks = 0
+        self.ports = []
         self.release = threading.Event()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._thread.start()
@@ -47,9 +47,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         code = 200
         if self.path == "/healthz":
-            self.server.checks += 1
             code = self.server.code
-        elif self.path == "/slow":
+        else:
+            self.server.ports.append(self.client_address[1])
+        if self.path == "/slow":
             self.server.release.wait(self.server.slow_s)
         body = self.server.name.encode()
         self.send_response(code)
@@ -155,6 +156,7 @@ def test_a_kept_connection_sees_no_failure_while_its_machine_drains(balancer, cl
         old.close()
         answers += [get(client) for _ in range(5)]
         assert answers == [(200, b"old")] * 2 + [(200, b"new")] * 5
+        assert len(set(new.ports)) == 5  # no connection to a machine is kept
 
 
 def test_removing_cuts_what_is_under_way(balancer, client):

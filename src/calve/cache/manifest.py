@@ -168,7 +168,7 @@ def boot_order(
     The toplevel, then `first` (its kernel and initrd: a machine may have to leave for another kernel), then the
     largest, so that no long one is left for the end.
     """
-    head = {path: place for place, path in enumerate((toplevel, *first))}
+    head = {path: place for place, path in enumerate(dict.fromkeys((toplevel, *first)))}
     last = len(head)
 
     def rank(entry: NarInfo) -> tuple[int, int, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,11 +23,13 @@ from typing import Protocol
 
 from calve.cache import manifest as manifests
 from calve.cache import roots as records
+from calve.cache.amend import amend, ensure_info, joined
 from calve.cache.compression import compressor
 from calve.cache.crew import Crew
 from calve.cache.lookup import narinfo_key, read_narinfo
 from calve.cache.manifest import Manifest, boot_order
 from calve.cache.objects import MissingCacheError, Objects
+from calve.cache.order import Waits
 from calve.cache.stream import NarStream
 from calve.clock import SYSTEM, Clock
 from calve.errors import (
@@ -39,19 +41,16 @@ from calve.errors import (
 )
 from calve.nix.closure import closure
 from calve.nix.hashes import encode32
-from calve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo, PathInfo, merge_signatures
+from calve.nix.narinfo import NarInfo, PathInfo
 from calve.nix.signing import SecretKey
-from calve.nix.storepath import STORE_DIR, StorePath
+from calve.nix.storepath import StorePath
 from calve.progress import Progress, Step, silent
 from calve.tasks import Cancel
 from calve.transport.retry import Policy, retry
 
 __all__ = ["Pushed", "Store", "push"]
 
-_INFO = "nix-cache-info"
-_PRIORITY = 40  # cache.nixos.org's; Nix asks the lowest first
 _PENDING_S = 6 * 3600.0
-_TRIES = 10
 # From this size on it is cheaper to ask whether the NAR is there (an interrupted push left it) than to send it.
 _ASK_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
@@ -141,7 +140,7 @@ def push(
         records.write_pending(objects, pending)
         run.probe()
         if previous is None:
-            _ensure_info(objects)
+            ensure_info(objects)
         run.publish()
     digests = {path: run.write_manifest(path, previous) for path in dict.fromkeys(roots)}
     if root is not None and (kept is None or kept.manifest != digests[roots[0]]):
@@ -167,48 +166,6 @@ def _pending(
     return records.Pending.of(
         secrets.token_hex(16), paths, now=clock.now(), lasts_s=_PENDING_S, previous=digest
     )
-
-
-def _ensure_info(objects: Objects) -> None:
-    """Make it a binary cache, where it is none yet; UsageError where it is of another store directory."""
-    try:
-        text = objects.get(_INFO, MAX_NARINFO_BYTES).decode("utf-8", "replace")
-    except (NotFoundError, AccessError):
-        made = f"StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {_PRIORITY}\n"
-        objects.put(_INFO, made.encode("ascii"), only_new=True)
-        return
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name == "StoreDir" and value.strip() != STORE_DIR:
-            raise UsageError(
-                f"the cache is of the store {value.strip()}, not {STORE_DIR}",
-                place=f"{objects.url}/{_INFO}",
-            )
-
-
-def _amend(
-    objects: Objects, key: str, make: Callable[[bytes | None], bytes], *, fresh: bool
-) -> None:
-    """Write a small object that others may be writing too, so that nobody's part is lost.
-
-    Args:
-        objects: the cache.
-        key: of the object.
-        make: returns what it shall be, given what it is (None where it is not).
-        fresh: it is believed not to be there.
-    """
-    for _ in range(_TRIES):
-        if fresh and objects.put(key, make(None), only_new=True):
-            return
-        try:
-            old, tag = objects.get_tagged(key, MAX_NARINFO_BYTES)
-        except NotFoundError:
-            fresh = True
-            continue
-        new = make(old)
-        if new == old or objects.put(key, new, match=tag):
-            return
-    raise ConflictError("others keep writing to it", place=f"{objects.url}/{key}")
 
 
 class _Push:
@@ -294,7 +251,7 @@ class _Push:
     def publish(self) -> None:
         """Send the NARs that are new, and each narinfo once those of its references are there."""
         self._meter.total_bytes = sum(info.nar_size for info in self._new.values())
-        waits = _Waits(self._new)
+        waits = Waits(self._new)
         with Crew[tuple[bool, NarInfo]]("push", jobs=self._jobs, cancel=self._cancel) as crew:
             for entry in list(self._entries.values()):
                 if not self._same(entry, self._infos[entry.info.path]):
@@ -347,10 +304,10 @@ class _Push:
 
         def make(old: bytes | None) -> bytes:
             nonlocal made
-            made = _joined(entry, ours, self._key, old)
+            made = joined(entry, ours, self._key, old)
             return made.dump()
 
-        _amend(self._objects, narinfo_key(entry.info.path), make, fresh=fresh)
+        amend(self._objects, narinfo_key(entry.info.path), make, fresh=fresh)
         return True, made
 
     # The manifest
@@ -374,7 +331,7 @@ class _Push:
             others = () if old is None else manifests.parse_signatures(old, name)
             return manifests.dump_signatures((*others, signature))
 
-        _amend(self._objects, name, make, fresh=fresh)
+        amend(self._objects, name, make, fresh=fresh)
         return digest
 
 
@@ -401,43 +358,6 @@ class _Meter:
         """Tell how many bytes are done."""
         self._told_bytes = self._done_bytes
         self._progress(Step("push", min(self._done_bytes, self.total_bytes), self.total_bytes))
-
-
-class _Waits:
-    """Which narinfos may be written: those whose NAR is there, and the narinfos of all references."""
-
-    def __init__(self, new: Mapping[StorePath, PathInfo]) -> None:
-        self._missing: dict[StorePath, set[StorePath | None]] = {}
-        self._behind: dict[StorePath, list[StorePath]] = {path: [] for path in new}
-        for path, info in new.items():
-            needed = {one for one in info.references if one in new and one != path}
-            self._missing[path] = {None, *needed}  # None is its own NAR
-            for one in needed:
-                self._behind[one].append(path)
-
-    def sent(self, path: StorePath) -> list[StorePath]:
-        """A NAR is there: return the narinfo that may be written now, if it may."""
-        return self._ready(path, None)
-
-    def written(self, path: StorePath) -> list[StorePath]:
-        """A narinfo is there: return those that may be written now."""
-        return [each for one in self._behind.get(path, ()) for each in self._ready(one, path)]
-
-    def _ready(self, path: StorePath, arrived: StorePath | None) -> list[StorePath]:
-        self._missing[path].discard(arrived)
-        return [] if self._missing[path] else [path]
-
-
-def _joined(entry: NarInfo, ours: PathInfo, key: SecretKey, old: bytes | None) -> NarInfo:
-    """Return the narinfo to write in place of another: of the same build, its NAR and its signatures stay."""
-    base = entry
-    with suppress(DamagedError):
-        there = entry if old is None else NarInfo.parse(old)
-        base = there if there.info.fingerprint == ours.fingerprint else entry
-    kept = tuple(one for one in base.info.signatures if one.name != key.name)
-    return replace(
-        base, info=replace(base.info, signatures=merge_signatures(kept, ours.signatures))
-    )
 
 
 def _boots(toplevel: Path) -> list[StorePath]:

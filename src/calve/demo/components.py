@@ -17,7 +17,7 @@ from calve.errors import DamagedError, UsageError
 __all__ = ["Component", "Graph", "Package", "components", "relation"]
 
 _FORBIDDEN = re.compile(r"[^0-9A-Za-z+\-._?=]+")  # what a store path's name cannot have
-_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::[a-z0-9-]+)?(?:\s*\([^()]*\))?$")
+_NAME = re.compile(r"([a-z0-9][a-z0-9+.-]*)(?::[a-z0-9-]+)?(?:\s*\([^()]*\))?$")
 
 
 @dataclass(frozen=True, slots=True)

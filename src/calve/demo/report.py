@@ -1,8 +1,8 @@
 """The report of a show: what was served, and how each machine booted. Pure: from recorded facts to a document.
 
-    {"requests": {"served", "failed", "by_release", "slowest_s"},
-     "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
-                   "lowest_available_mb"}], "seconds"}
+{"requests": {"served", "failed", "by_release", "slowest_s"},
+ "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
+               "lowest_available_mb"}], "seconds"}
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ def phases(events: Iterable[Evidence], answer_s: float | None) -> list[tuple[str
     ]
     if answer_s is None:
         return [
-            (name, end - start)
-            for (name, start), (_, end) in zip(starts, starts[1:], strict=False)
+            (name, end - start) for (name, start), (_, end) in zip(starts, starts[1:], strict=False)
         ]
     ends = [start for _, start in starts[1:]] + [answer_s]
     return [(name, end - start) for (name, start), end in zip(starts, ends, strict=True)]

@@ -25,11 +25,12 @@ from calve.region.server import Server
 from calve.region.signature import Allow, Key, Principals
 from calve.transport.credentials import Credentials, Static
 
-__all__ = ["BUCKET", "COMMAND_LINE", "REGION", "World"]
+__all__ = ["BUCKET", "COMMAND_LINE", "REGION", "S3_DOMAIN", "World"]
 
 REGION: Final = "eu-central-1"
 BUCKET: Final = "calve-demo"
 ROLE: Final = "calve-machine"
+S3_DOMAIN: Final = f"s3.{REGION}.calve.test"
 COMMAND_LINE: Final = (
     "console=ttyS0,115200n8 root=/dev/vda init=/nix/var/nix/profiles/system/init panic=30 quiet"
 )
@@ -62,7 +63,9 @@ class World:
                 Allow("s3:PutObject", f"{arn}/boot-reports/${{aws:userid}}/*"),
             ),
         )
-        self.objects = ObjectService(directory / "s3", self.principals, region=REGION, clock=clock)
+        self.objects = ObjectService(
+            directory / "s3", self.principals, region=REGION, domains=(S3_DOMAIN,), clock=clock
+        )
         self.objects.add_bucket(BUCKET)
         self.s3 = Server(self.objects.handle, name="s3")
         self.machines = QemuMachines(directory / "machines", self._metadata)

@@ -243,8 +243,9 @@ class _Reader:
                 )
         if len(given) != 1:
             raise self._wrong("cache.key", "must have exactly one of file, env and command")
-        if not getattr(table, given[0]):
-            raise self._wrong(f"cache.key.{given[0]}", "is empty")
+        value = getattr(table, given[0])
+        if not value or not value[0] or any("\0" in text for text in value):
+            raise self._wrong(f"cache.key.{given[0]}", "is empty, or has a NUL")
         if table.file is not None:
             return File(self._base / table.file)
         if table.env is not None:

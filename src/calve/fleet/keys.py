@@ -13,7 +13,7 @@ from calve.fleet.config import Command, Environment, File, KeySource
 from calve.nix.signing import SecretKey
 from calve.tasks import Cancel
 
-__all__ = ["read", "read_file", "write_file"]
+__all__ = ["check_new", "read", "read_file", "write_file"]
 
 _MAX_BYTES = 4096
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -78,6 +78,18 @@ def read_file(path: Path) -> SecretKey:
     return _parse(data, path)
 
 
+def _exists(path: Path) -> UsageError:
+    return UsageError(
+        "the file exists and is not overwritten", place=path, hint="give another --out"
+    )
+
+
+def check_new(path: Path) -> None:
+    """Raise UsageError where `write_file` would, because the file exists."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
 def write_file(key: SecretKey, path: Path) -> None:
     """Write a secret key to a new file that only its owner may read.
 
@@ -88,9 +100,7 @@ def write_file(key: SecretKey, path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise UsageError(
-            "the file exists and is not overwritten", place=path, hint="give another --out"
-        ) from error
+        raise _exists(path) from error
     except OSError as error:
         raise CalveError(f"cannot be written: {error.strerror}", place=path) from error
     try:

@@ -32,7 +32,8 @@ def table(
         ValueError: a row is longer or shorter than the headers.
     """
     body = [list(row) for row in rows]
-    texts = [[one_line(str(cell)) for cell in row] for row in [list(headers), *body]]
+    texts = [[one_line(name) for name in headers]]
+    texts += [[one_line(str(cell)) for cell in row] for row in body]
     if any(len(row) != len(headers) for row in texts):
         raise ValueError("a row is longer or shorter than the headers")
     widths = [max(width(row[at]) for row in texts) for at in range(len(headers))]

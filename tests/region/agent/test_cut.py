@@ -84,7 +84,6 @@ def test_killed_at_any_change_of_the_disk(cloud, one, machine_in, tmp_path, tall
         assert killed(machine, batch=1, events=instant)
         check_next_boot(machine, one, generation=next_generation(machine), tally=tally)
     assert tally["valid"] > 20
-    assert tally["lost"] > 0
     assert tally["staged"] > 5
 
 

@@ -132,6 +132,9 @@ def test_boot_order_is_toplevel_then_kernel_then_the_largest() -> None:
     ordered = boot_order(entries, TOP, [KERNEL, StorePath("7" * 32, "not-there")])
     assert [entry.info.path.name for entry in ordered] == ["top", "kernel", "big", "lib", "small"]
     assert boot_order(reversed(entries), TOP, [KERNEL]) == ordered
+    assert (
+        boot_order(entries, TOP, [TOP, KERNEL, KERNEL]) == ordered
+    )  # kernel and initrd in one path
 
 
 def test_reading_checks_the_digest(memory) -> None:

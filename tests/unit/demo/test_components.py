@@ -18,7 +18,9 @@ def package(name, depends="", provides="", version="1"):
 
 
 def groups(*packages):
-    return {it.name: [member.name for member in it.packages] for it in components(packages).components}
+    return {
+        it.name: [member.name for member in it.packages] for it in components(packages).components
+    }
 
 
 def references(*packages):
@@ -49,13 +51,15 @@ def test_pre_depends_count():
 
 
 def test_alternatives_by_name_by_provides_or_not_at_all():
-    found = components([
-        package("a", "gone | c | b, virtual, nobody | nothing"),
-        package("b"),
-        package("c"),
-        package("v2", provides="virtual (= 1)"),
-        package("v1", provides="virtual"),
-    ])
+    found = components(
+        [
+            package("a", "gone | c | b, virtual, nobody | nothing"),
+            package("b"),
+            package("c"),
+            package("v2", provides="virtual (= 1)"),
+            package("v1", provides="virtual"),
+        ]
+    )
     assert {it.name: it.references for it in found.components}["a"] == ("c", "v1")
     assert found.unmet == (("a", "nobody | nothing"),)
 
@@ -88,7 +92,9 @@ def test_circles_become_one():
 def test_order_and_components_against_reachability(seed):
     rng = random.Random(seed)
     names = [f"p{i}" for i in range(rng.randint(1, 14))]
-    edges = {name: set(rng.sample(names, min(len(names), rng.choice([0, 1, 1, 2])))) for name in names}
+    edges = {
+        name: set(rng.sample(names, min(len(names), rng.choice([0, 1, 1, 2])))) for name in names
+    }
     parts = [package(name, ", ".join(sorted(edges[name]))) for name in names]
     reach = {name: {name} for name in names}
     for _ in names:

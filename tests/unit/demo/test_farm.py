@@ -41,7 +41,9 @@ def farm(tmp_path):
 
 def test_packages_are_merged(farm, tmp_path):
     a = put(tmp_path / "a", {"usr/bin/a": "1", "usr/lib/x/a.so": "2", "etc/a": "3"})
-    b = put(tmp_path / "b", {"usr/lib/x/b.so": "1", "usr/lib/x/link.so": "->b.so", "usr/none": None})
+    b = put(
+        tmp_path / "b", {"usr/lib/x/b.so": "1", "usr/lib/x/link.so": "->b.so", "usr/none": None}
+    )
     assert farm.add(a, A, "usr") == 2
     assert farm.add(b, B, "usr") == 1
     assert links_of(farm.tree) == {

@@ -131,7 +131,12 @@ def test_link_targets(path, link, want):
 
 @pytest.mark.parametrize(
     ("path", "want"),
-    [("bin/a", "usr/bin/a"), ("lib", "usr/lib"), ("library/a", "library/a"), ("usr/bin", "usr/bin")],
+    [
+        ("bin/a", "usr/bin/a"),
+        ("lib", "usr/lib"),
+        ("library/a", "library/a"),
+        ("usr/bin", "usr/bin"),
+    ],
 )
 def test_merged(path, want):
     assert merged(path) == want
@@ -162,9 +167,7 @@ def test_devices_are_refused(kind, make, member, tree):
 def test_nothing_is_written_through_a_symlink(make, member, tree, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
-    deb = make(
-        "a", [member("./usr/x", tarfile.SYMTYPE, str(outside)), (member("./usr/x/a"), b"x")]
-    )
+    deb = make("a", [member("./usr/x", tarfile.SYMTYPE, str(outside)), (member("./usr/x/a"), b"x")])
     with pytest.raises(DamagedError, match="no directory"):
         Unpacker(tree).add(deb.path)
     assert list(outside.iterdir()) == []

@@ -1,0 +1,195 @@
+"""`calve pull`: closures from binary caches into a store; every path is verified by a trusted key."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calve.cli import common
+from calve.cli.session import Session
+from calve.errors import DamagedError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from calve.cache.pull import Pulled, PullPlan
+    from calve.fleet.config import Cache
+    from calve.nix.signing import Keyring
+    from calve.nix.store import LocalStore
+    from calve.nix.storepath import StorePath
+
+__all__ = ["arguments", "run"]
+
+_LEAST_DECODERS = 3
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a store path")
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a cache: s3://…, https://…, file:///…; several are asked in order (default: the fleet file's)",
+    )
+    parser.add_argument(
+        "--trusted",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
+    )
+    parser.add_argument(
+        "--manifest",
+        metavar="DIGEST",
+        help="of the closure, as push printed it: saves a request for every path",
+    )
+    common.add_store(parser, more="; one that is named is made where it is missing")
+    common.add_jobs(parser)
+    common.add_dry_run(parser)
+    common.add_json(parser)
+    common.add_config(parser)
+
+
+def run(options: argparse.Namespace, session: Session) -> int:
+    """Pull."""
+    from calve.cache import pull
+
+    cache = common.cache_of(options, "sources", "trusted")
+    urls = _sources(options, cache)
+    keyring = _keyring(options, cache)
+    manifest = _manifest(options)
+    roots = list(dict.fromkeys(common.store_path(text) for text in options.paths))
+    with contextlib.ExitStack() as owner:
+        sources = owner.enter_context(common.caches(session, urls))
+        store = _open(options, owner)
+        with common.listen(session, options) as progress:
+            plan = pull.plan(
+                sources,
+                roots,
+                store,
+                keyring,
+                manifest=manifest,
+                jobs=options.jobs,
+                progress=progress,
+                cancel=session.cancel,
+            )
+            done = None
+            if not options.dry_run:
+                done = pull.pull(
+                    plan,
+                    store,
+                    jobs=options.jobs,
+                    decoders=max(_LEAST_DECODERS, os.cpu_count() or 1),
+                    progress=progress,
+                    cancel=session.cancel,
+                )
+        _print(options, session, roots, plan, done)
+    return 0
+
+
+def _sources(options: argparse.Namespace, cache: Cache | None) -> Sequence[str]:
+    if options.sources:
+        return list(options.sources)
+    if cache is None:
+        raise UsageError("no cache to pull from", hint="give --from URL, or [cache] in calve.toml")
+    return [cache.url]
+
+
+def _keyring(options: argparse.Namespace, cache: Cache | None) -> Keyring:
+    from calve.nix.signing import Keyring
+
+    trusted = options.trusted or (() if cache is None else cache.trusted)
+    if not trusted:
+        raise UsageError(
+            "no key is trusted, so nothing could be verified",
+            hint="give --trusted KEY, or cache.trusted in calve.toml; calve keys show FILE prints the public key",
+        )
+    return Keyring.parse(trusted)
+
+
+def _manifest(options: argparse.Namespace) -> str | None:
+    from calve.cache.manifest import check_digest
+
+    if options.manifest is None:
+        return None
+    try:
+        return check_digest(options.manifest)
+    except DamagedError as error:
+        raise UsageError(error.message, place="--manifest") from error
+
+
+def _open(options: argparse.Namespace, owner: contextlib.ExitStack) -> LocalStore:
+    """Open the store; for a dry run one that is not there is an empty one elsewhere."""
+    from calve.nix.store import LocalStore
+
+    root: Path = options.store or Path("/")
+    try:
+        store = owner.enter_context(
+            LocalStore(root, create=options.store is not None and not options.dry_run)
+        )
+    except NotFoundError as error:
+        if options.store is None:
+            raise NotFoundError(
+                error.message, place=error.place, hint="give --store ROOT to make a store"
+            ) from error
+        work = owner.enter_context(tempfile.TemporaryDirectory(prefix="calve-"))
+        return owner.enter_context(LocalStore(Path(work), create=True))
+    if not options.dry_run:
+        store.clean()
+    return store
+
+
+def _print(
+    options: argparse.Namespace,
+    session: Session,
+    roots: Sequence[StorePath],
+    plan: PullPlan,
+    done: Pulled | None,
+) -> None:
+    from calve.nix.storepath import STORE_DIR
+    from calve.ui.text import mb
+
+    root: Path = options.store or Path("/")
+    closure = plan.present + len(plan.missing)
+    if options.json:
+        session.document(_document(plan, root, roots, done))
+        return
+    which = f"{len(plan.missing)} of {common.plural(closure, 'path')}"
+    if done is None:
+        session.result(
+            f"would fetch {which}, {mb(plan.nar_bytes)} of NARs as {mb(plan.fetch_bytes)}"
+        )
+        return
+    for path in roots:
+        session.result(str(root / STORE_DIR[1:] / path.basename))
+    session.prose(f"fetched {which}, {mb(done.nar_bytes)} of NARs as {mb(done.fetched_bytes)}")
+
+
+def _document(
+    plan: PullPlan, root: Path, roots: Sequence[StorePath], done: Pulled | None
+) -> dict[str, object]:
+    return {
+        "store": str(root),
+        "dry_run": done is None,
+        "roots": [str(path) for path in roots],
+        "manifest": plan.manifest,
+        "present_paths": plan.present,
+        "fetched": [
+            {
+                "path": str(found.entry.info.path),
+                "nar_bytes": found.entry.info.nar_size,
+                "file_bytes": found.entry.file_size,
+                "cache": found.cache.url,
+            }
+            for found in plan.missing
+        ],
+        "nar_bytes": plan.nar_bytes,
+        "fetched_bytes": None if done is None else done.fetched_bytes,
+        "retries": None if done is None else done.retries,
+    }
