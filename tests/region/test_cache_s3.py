@@ -169,6 +169,20 @@ def test_a_completion_whose_answer_is_lost_is_not_an_error(cache, service, fault
     assert cache.head("nar/x") == PART_BYTES
 
 
+@pytest.mark.parametrize("only_new", [True, False])
+def test_an_upload_that_is_gone_because_it_was_completed(cache, faults, only_new):
+    body = b"<Error><Code>NoSuchUpload</Code><Message>It may have been completed.</Message></Error>"
+    gone = Response(404, {"Content-Type": "application/xml"}, body)
+    faults.add(Lost(performed=True), method="POST", skip=1)
+    faults.add(Answer(gone), method="POST", skip=1)
+    written = cache.put_stream("nar/x", iter([os.urandom(PART_BYTES)]), only_new=only_new)
+    assert written is not only_new  # it may have been another's
+    assert cache.head("nar/x") == PART_BYTES
+    faults.add(Answer(gone), method="POST", skip=1)
+    with pytest.raises(NotFoundError):
+        cache.put_stream("nar/y", iter([os.urandom(PART_BYTES)]), only_new=only_new)
+
+
 # What can be wrong with a bucket
 
 
@@ -350,7 +364,8 @@ def test_pull_through_faults(cache, service, faults, store, top, key, ring, tmp_
 
 def test_wrong_bytes_once_are_fetched_again(cache, faults, store, top, key, ring, tmp_path):
     digest = push(store, [top], cache, key).manifests[top]
-    faults.add(Flip(2000), method="GET", path="*/nar/*", times=1, skip=1)
+    entry = next(e for e in manifests.read(cache, digest).paths if e.info.path.name == "lib9")
+    faults.add(Flip(2000), method="GET", path=f"*{entry.url}")
     done, infos = pulled(tmp_path, "there", cache, top, ring, digest)
     assert done.retries == 1
     assert len(infos) == 12

@@ -25,7 +25,7 @@ from calve.clock import SYSTEM, Clock
 from calve.contract import evidence, userdata
 from calve.contract.codes import Code
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CancelledError, DeadlineError
+from calve.errors import CalveError, CancelledError, DamagedError, DeadlineError, UsageError
 from calve.nix.signing import Keyring, PublicKey
 from calve.nix.storepath import StorePath
 from calve.progress import Event, Step
@@ -80,7 +80,7 @@ class Agent:
         return 0
 
     def _fail(self, failure: Failure, error: Exception) -> None:
-        if failure.code is Code.INTERNAL:
+        if failure.code is Code.INTERNAL and not isinstance(error, CalveError):
             self._console.write("".join(traceback.format_exception(error)))
         self._console.emit("fail", code=failure.code, phase=failure.phase, message=failure.message)
         self._clock.wait(threading.Event(), self._policy.hold_s)
@@ -112,12 +112,13 @@ class Agent:
             wanted = UserData.parse(service.user_data())
             self._deadline_s = wanted.deadline_s
             keyring = self._keyring(wanted.keys)
-            system = StorePath.parse(wanted.system)
+            system = _system(wanted.system)
             store = owner.enter_context(BootStore(self._policy.root))
             if not store.whole(system):
                 client = Client(context=tls_context(self._policy.ca_file), cancel=cancel)
                 owner.callback(client.close)
-                caches = [open_objects(url, client, imds.Role(service)) for url in wanted.caches]
+                role = imds.Role(service)
+                caches = [_cache(url, client, role) for url in wanted.caches]
                 self._fetch(store, system, wanted.manifest, caches, keyring, cancel)
             self._enter("commit")
             self._check_system(system)
@@ -215,6 +216,22 @@ class Agent:
                     unit=step.unit,
                     available_mb=_mb(available),
                 )
+
+
+def _system(text: str) -> StorePath:
+    """Read user data's system; UserDataError where it is no store path after all."""
+    try:
+        return StorePath.parse(text)
+    except DamagedError as error:
+        raise UserDataError(Code.USERDATA_MALFORMED, f"user data: calve.system: {error}") from error
+
+
+def _cache(url: str, client: Client, role: imds.Role) -> Objects:
+    """Open one of user data's caches; UserDataError where its URL is not one."""
+    try:
+        return open_objects(url, client, role)
+    except UsageError as error:
+        raise UserDataError(Code.USERDATA_MALFORMED, f"user data: calve.caches: {error}") from error
 
 
 def _concurrency(budget_mb: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
+from calve.boot.preflight import MemoryShortError
 from calve.cache.objects import MissingCacheError
 from calve.contract.codes import Code
 from calve.contract.userdata import UserDataError
@@ -17,6 +18,7 @@ from calve.errors import (
     SignatureError,
     SpaceError,
     TransientError,
+    UsageError,
     VerificationError,
 )
 
@@ -33,17 +35,20 @@ _BY_PHASE: dict[str, tuple[tuple[type[CalveError], Code], ...]] = {
         (NotFoundError, Code.CLOSURE_INCOMPLETE),
         (SignatureError, Code.SIGNATURE),
         (VerificationError, Code.MANIFEST_DAMAGED),
+        (UsageError, Code.CACHE_UNUSABLE),
     ),
     "pull": (
         (MissingCacheError, Code.CACHE_MISSING),
         (NotFoundError, Code.CLOSURE_INCOMPLETE),
         (SignatureError, Code.SIGNATURE),
         (DamagedError, Code.NAR_DAMAGED),
+        (UsageError, Code.CACHE_UNUSABLE),
     ),
     "commit": ((DamagedError, Code.CLOSURE_INCOMPLETE),),
 }
 _ANY: tuple[tuple[type[CalveError], Code], ...] = (
     (AccessError, Code.CACHE_DENIED),
+    (MemoryShortError, Code.MEMORY_SMALL),
     (SpaceError, Code.DISK_SMALL),
     (DeadlineError, Code.DEADLINE),
     (TransientError, Code.CACHE_UNREACHABLE),
@@ -66,6 +71,8 @@ def classify(phase: str, error: BaseException) -> Failure:
     if isinstance(error, OSError):
         small = error.errno in {errno.ENOSPC, errno.EDQUOT}
         return Failure(Code.DISK_SMALL if small else Code.DISK_FAULT, phase, str(error))
+    if type(error) is CalveError and isinstance(error.__cause__, OSError):
+        return Failure(Code.DISK_FAULT, phase, str(error))  # what `nix.unpack.storage_error` makes
     if isinstance(error, CalveError):
         for kind, code in (*_BY_PHASE.get(phase, ()), *_ANY):
             if isinstance(error, kind):

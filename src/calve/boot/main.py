@@ -9,6 +9,8 @@ from pathlib import Path
 from calve.boot.agent import Agent
 from calve.boot.console import Console
 from calve.boot.policy import Policy
+from calve.contract.codes import Code
+from calve.errors import CalveError
 
 __all__ = ["LATER", "import_everything", "main"]
 
@@ -40,9 +42,15 @@ def main(arguments: list[str]) -> int:
         arguments: the policy's file and, for a plain process, the kernel command line's.
     """
     place = arguments[0] if arguments else "/etc/calve/agent.json"
-    policy = Policy.parse(Path(place).read_bytes(), place)
-    command_line = Path(arguments[1] if arguments[1:] else "/proc/cmdline").read_text()
-    return Agent(policy.with_command_line(command_line), Console(sys.stdout)).run()
+    console = Console(sys.stdout)
+    try:
+        policy = Policy.parse(Path(place).read_bytes(), place)
+        command_line = Path(arguments[1] if arguments[1:] else "/proc/cmdline").read_text()
+    except (CalveError, OSError) as error:
+        # An image that was built wrong: nothing of this boot can change it, nobody knows how long to hold.
+        console.emit("fail", code=Code.INTERNAL, phase="agent", message=str(error))
+        return 1
+    return Agent(policy.with_command_line(command_line), console).run()
 
 
 if __name__ == "__main__":

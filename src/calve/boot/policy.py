@@ -58,7 +58,7 @@ class Policy:
         """Read the file; UsageError names what is wrong with it."""
         try:
             body = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"no JSON: {error}", place=place) from error
         if not isinstance(body, dict) or body.get("version") != VERSION:
             raise UsageError(f"no agent policy of version {VERSION}", place=place)

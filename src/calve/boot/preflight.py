@@ -8,12 +8,16 @@ from pathlib import Path
 
 from calve.errors import SpaceError
 
-__all__ = ["Room", "check", "measure"]
+__all__ = ["MemoryShortError", "Room", "check", "measure"]
 
 _MARGIN = (
     1.1  # file system overhead: the last block of each file, directories, the journal's turn-over
 )
 _BLOCK = 4096
+
+
+class MemoryShortError(SpaceError):
+    """Not the disk is too small, but the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ def measure(root: Path, memory_bytes: int) -> Room:
 
 
 def check(room: Room, *, nar_bytes: int, paths: int, budget_bytes: int) -> None:
-    """Raise SpaceError where the closure does not fit.
+    """Raise SpaceError where the closure does not fit, MemoryShortError where the agent does not.
 
     Args:
         room: what there is.
@@ -51,7 +55,7 @@ def check(room: Room, *, nar_bytes: int, paths: int, budget_bytes: int) -> None:
     if paths > room.inodes:
         raise SpaceError(f"{paths} paths need more inodes than the {room.inodes} that are free")
     if budget_bytes > room.memory_bytes:
-        raise SpaceError(
+        raise MemoryShortError(
             f"the agent needs {_mb(budget_bytes)} of memory, {_mb(room.memory_bytes)} are available"
         )
 

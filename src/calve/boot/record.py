@@ -24,6 +24,15 @@ from calve.nix.storepath import StorePath
 __all__ = ["VERSION", "Record", "reachable"]
 
 VERSION = 1
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    CalveError,
+)
 Infos = Mapping[StorePath, PathInfo]
 
 
@@ -51,7 +60,7 @@ class Record:
             if body["version"] != VERSION:
                 return cls({}, {})
             return cls(_infos(body["committed"]), _infos(body["fetched"]))
-        except (ValueError, KeyError, TypeError, AttributeError, CalveError):
+        except _DAMAGE:
             return cls({}, {})
 
 

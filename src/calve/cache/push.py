@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Protocol
 
 from calve.cache import manifest as manifests
@@ -54,6 +54,9 @@ _PENDING_S = 6 * 3600.0
 # From this size on it is cheaper to ask whether the NAR is there (an interrupted push left it) than to send it.
 _ASK_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
+# A NAR of this size or more may fill a part of an upload in memory, and keeps a processor busy: few at once.
+_LARGE_BYTES = 4 << 20
+_LARGE_JOBS = 3
 
 
 class Store(Protocol):
@@ -108,7 +111,7 @@ def push(
         objects: the cache.
         key: signs every path and every manifest.
         level: of zstd, 1 to 19.
-        jobs: how many NARs are under way at once; each holds a compressor and, for S3, up to 8 MiB of an object.
+        jobs: how many NARs are under way at once, at most 3 of them large ones.
         previous: a manifest in this cache that something keeps: what it names is taken to be there. By default
             that of `root`.
         root: owner and name of the root that is to keep the (only) manifest.
@@ -188,6 +191,7 @@ class _Push:
         self._jobs = jobs
         self._cancel = cancel
         self._meter = _Meter(progress)
+        self._large = Semaphore(_LARGE_JOBS)
         self._infos: Mapping[StorePath, PathInfo] = {}
         self.unknown: dict[StorePath, PathInfo] = {}
         self._new: dict[StorePath, PathInfo] = {}
@@ -291,8 +295,15 @@ class _Push:
     def _stream(self, info: PathInfo, name: str, cancel: Cancel) -> NarStream | None:
         """Send a NAR; None where the object was there already."""
         stream = NarStream(self._store.real(info.path), info, self._level, self._meter.add)
-        with closing(stream.chunks(cancel)) as chunks:
-            return stream if self._objects.put_stream(name, chunks, only_new=True) else None
+        large = info.nar_size >= _LARGE_BYTES
+        while large and not self._large.acquire(timeout=0.2):
+            cancel.check()
+        try:
+            with closing(stream.chunks(cancel)) as chunks:
+                return stream if self._objects.put_stream(name, chunks, only_new=True) else None
+        finally:
+            if large:
+                self._large.release()
 
     def _write_narinfo(
         self, entry: NarInfo, cancel: Cancel, *, fresh: bool

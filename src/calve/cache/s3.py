@@ -252,12 +252,24 @@ class S3Objects(web.Remote):
 
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Cut a stream into parts of PART_BYTES; the last is shorter, and not there where nothing is left."""
-    buffer = bytearray()
+    kept: list[bytes] = []
+    size = 0
     for chunk in chunks:
-        buffer += chunk
-        while len(buffer) >= PART_BYTES:
-            part = bytes(memoryview(buffer)[:PART_BYTES])
-            del buffer[:PART_BYTES]
-            yield part
-    if buffer:
-        yield bytes(buffer)
+        rest = chunk
+        while size + len(rest) >= PART_BYTES:
+            cut = PART_BYTES - size
+            kept.append(rest[:cut])
+            rest = rest[cut:]
+            size = 0
+            yield _joined(kept)
+        kept.append(rest)
+        size += len(rest)
+    if size:
+        yield _joined(kept)
+
+
+def _joined(kept: list[bytes]) -> bytes:
+    """Join chunks and let go of them: only the part is held while it is sent."""
+    part = b"".join(kept)
+    kept.clear()
+    return part

@@ -82,10 +82,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(error: CalveError, session: Session) -> None:
-    """Print an error: message, place and hint, on stderr."""
+    """Print an error: message, place and hint, on stderr; what others wrote into them is made harmless."""
+    from calve.ui.text import sanitize
+
     if isinstance(error, CancelledError):
         session.prose("interrupted")
         return
-    session.prose(f"error: {error}")
+    session.prose(sanitize(f"error: {error}"))
     if error.hint:
-        session.prose(f"hint: {error.hint}")
+        session.prose(sanitize(f"hint: {error.hint}"))

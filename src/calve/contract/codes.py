@@ -35,6 +35,10 @@ class Code(enum.StrEnum):
     CACHE_UNREACHABLE = ("cache-unreachable", "the binary cache did not answer in time", True)
     CACHE_DENIED = ("cache-denied", "the binary cache denied access, or the object is missing")
     CACHE_MISSING = ("cache-missing", "the bucket does not exist")
+    CACHE_UNUSABLE = (
+        "cache-unusable",
+        "the cache, or what it holds, is of a kind this image cannot read",
+    )
     MANIFEST_DAMAGED = ("manifest-damaged", "the manifest is not what its digest promised")
     CLOSURE_INCOMPLETE = ("closure-incomplete", "the cache lacks a path of the closure")
     SIGNATURE = ("signature", "a path carries no signature by a trusted key")

@@ -25,7 +25,6 @@ class Farm:
 
     def __init__(self, tree: Path) -> None:
         self.tree = tree
-        self.collisions: list[str] = []
 
     def add(self, source: Path, path: StorePath, part: str) -> int:
         """Add what a package has below `part` ("usr"); return how many links lead to the path itself.
@@ -55,7 +54,7 @@ class Farm:
             elif there.is_symlink() or there.exists():
                 if not there.is_symlink() and there.is_dir():
                     raise UsageError("a directory in one package, not in another", place=entry.path)
-                self.collisions.append(str(there.relative_to(self.tree)))
+                continue
             else:
                 own = not entry.is_symlink()
                 there.symlink_to(f"{link}/{entry.name}" if own else os.readlink(entry.path))

@@ -22,6 +22,7 @@ from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath, fixed_output
+from calve.nix.unpack import storage_error
 
 __all__ = ["SELF", "Importer", "add_tree", "modulo", "temporary"]
 
@@ -116,9 +117,16 @@ def add_tree(
 
 @contextmanager
 def temporary(store: LocalStore) -> Iterator[Path]:
-    """Make a directory beside the store, on its file system, and remove it in the end."""
-    with tempfile.TemporaryDirectory(prefix=".calve-demo-", dir=store.root) as name:
-        yield Path(name)
+    """Make a directory beside the store, on its file system, and remove it in the end.
+
+    Raises:
+        SpaceError, CalveError: what the block did there failed for want of space, or else.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".calve-demo-", dir=store.root) as name:
+            yield Path(name)
+    except OSError as error:
+        raise storage_error(error, store.root) from error
 
 
 def modulo(data: bytes, digest: bytes) -> Hash:

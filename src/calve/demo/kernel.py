@@ -11,6 +11,7 @@ from pathlib import Path
 from calve.demo.packages import Packages
 from calve.demo.unpack_deb import Unpacker, control
 from calve.errors import DamagedError
+from calve.nix.unpack import storage_error
 
 __all__ = ["META_PACKAGE", "Kernel", "kernel", "kernel_files"]
 
@@ -40,6 +41,7 @@ def kernel(packages: Packages, out: Path) -> Kernel:
 
     Raises:
         DamagedError: the packages are not what they should be.
+        SpaceError, CalveError: `out` cannot be written to.
     """
     meta = packages.fetch([META_PACKAGE])[0]
     match = _IMAGE_PACKAGE.search(control(meta.path).get("Depends", ""))
@@ -48,17 +50,25 @@ def kernel(packages: Packages, out: Path) -> Kernel:
     deb = packages.fetch([match[0]])[0]
     version = match[1]
     final = out / f"linux-{version}-{deb.sha256[:12]}"
-    if not final.is_dir():
-        out.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".linux-", dir=out))
-        try:
-            kernel_files(deb.path, work, version)
-            work.chmod(0o755)
-            work.replace(final)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+    try:
+        if not final.is_dir():
+            _unpack(deb.path, final, version)
+    except OSError as error:
+        raise storage_error(error, out) from error
     return Kernel(version, final / "vmlinuz", final / "modules")
+
+
+def _unpack(deb: Path, final: Path, version: str) -> None:
+    """Unpack beside `final`, then rename: a directory of that name is complete."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".linux-", dir=final.parent))
+    try:
+        kernel_files(deb, work, version)
+        work.chmod(0o755)
+        work.replace(final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def kernel_files(deb: Path, out: Path, version: str) -> tuple[Path, Path]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calve.errors import CalveError, DamagedError, NotFoundError
+from calve.nix.unpack import storage_error
 from calve.process import run, which
 from calve.progress import Note, Progress, Step, silent
 from calve.tasks import Cancel
@@ -97,7 +98,14 @@ class Packages:
         Raises:
             NotFoundError: apt does not know a name.
             DamagedError: what was fetched is not what apt's lists promise.
+            SpaceError, CalveError: the cache directory cannot be written to, or apt failed.
         """
+        try:
+            return self._fetch(names)
+        except OSError as error:
+            raise storage_error(error, self.cache_dir) from error
+
+    def _fetch(self, names: Sequence[str]) -> list[Deb]:
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         records = self._records(names)
         lacking = [record for record in records if not self._holds(record)]

@@ -7,7 +7,7 @@ finds, as with every path that Nix builds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from calve.demo.packages import Packages
 from calve.demo.unpack_deb import Unpacker, control
 from calve.errors import NotFoundError
 from calve.nix.storepath import StorePath
-from calve.progress import Step
+from calve.progress import Note, Step
 
 __all__ = ["DEPENDENCIES", "add_packages", "one"]
 
@@ -26,7 +26,10 @@ DEPENDENCIES = "nix-support/propagated-user-env-packages"
 
 
 def add_packages(
-    importer: Importer, packages: Packages, names: Sequence[str]
+    importer: Importer,
+    packages: Packages,
+    names: Sequence[str],
+    omitted: Container[str] = (),
 ) -> dict[str, StorePath]:
     """Fetch packages and add them, unless they are there; return the paths by component, dependencies first.
 
@@ -34,9 +37,13 @@ def add_packages(
         importer: where to; valid when this returns.
         packages: where from, with the index of what was built before.
         names: all of them: a dependency that is not named is left out.
+        omitted: dependencies that are left out on purpose; others are noted.
     """
     debs = packages.fetch(names)
     graph = components([Package.of(deb, control(deb.path)) for deb in debs])
+    for name, lacking in graph.unmet:
+        if lacking not in omitted:
+            packages.progress(Note(f"{name} depends on {lacking}, which is left out"))
     index = Index.beside(packages)
     paths: dict[str, StorePath] = {}
     for done, component in enumerate(graph.components):

@@ -62,7 +62,7 @@ class Machine:
 def phases(events: Iterable[Evidence], answer_s: float | None) -> list[tuple[str, float]]:
     """Return each phase and how long it took, in seconds; the kernel's begins at 0.
 
-    The last phase ends with the first answer, which is `answer`'s own end: it begins where stage 2 does.
+    The last one, `answer`, begins with stage 2 and ends with the first answer.
     """
     starts = [("kernel", 0.0)]
     starts += [

@@ -170,7 +170,7 @@ def _archive(deb: Path, stem: str) -> Iterator[tarfile.TarFile]:
             ZstdError,
             gzip.BadGzipFile,
             EOFError,
-            UnicodeError,
+            ValueError,
         ) as error:
             raise DamagedError(f"{stem} is damaged: {error}", place=deb) from error
 

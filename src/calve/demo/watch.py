@@ -80,7 +80,7 @@ class Watcher:
             seen.offset_s = now - events[-1].at_s
         seen.events = events
         self._say(name, seen, _state(events))
-        if events and events[-1].fields.get("n") == "switch-root" and self._answers(name):
+        if any(event.kind == "ready" for event in events) and self._answers(name):
             seen.answered_at = self._clock.monotonic()
             self._say(name, seen, "answers")
 

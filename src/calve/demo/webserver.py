@@ -41,7 +41,7 @@ def build_webserver(
         boot: its kernel and initrd.
     """
     importer = Importer(store)
-    paths = add_packages(importer, packages, package_names())
+    paths = add_packages(importer, packages, package_names(), omitted=_omitted())
     index = Index.beside(packages)
     key = index.key(map(str, paths.values()))
     system = System(
@@ -68,6 +68,10 @@ def build_webserver(
 def package_names() -> list[str]:
     """Return the names of the packages that the web server is made of."""
     return [line[0] for line in _table("webserver/packages.txt")]
+
+
+def _omitted() -> set[str]:
+    return {" ".join(words) for words in _table("webserver/omitted.txt")}
 
 
 def _table(name: str) -> Iterator[list[str]]:

@@ -36,7 +36,7 @@ def read(path: Path) -> Dynamic | None:
         raise DamagedError("only 64-bit little-endian ELF files are understood", place=path)
     try:
         return _read(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, ValueError) as error:
         raise DamagedError("damaged ELF file", place=path) from error
 
 

@@ -38,7 +38,7 @@ FILE_NAME = "calve.toml"
 
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_DURATION = re.compile(r"(?=\d)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+_DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WITHIN_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
 _LATER = ("ssm", "secretsmanager")
@@ -289,9 +289,10 @@ class _Reader:
         return Health(table.http, table.tcp, within_s)
 
     def _rollout(self, table: RolloutTable, path: str) -> Rollout:
-        lowest, highest = table.min_healthy, table.max_healthy
+        lowest = table.min_healthy
         if not 0 <= lowest <= 100:
             raise self._wrong(f"{path}.min-healthy", "must be a percentage, 0 to 100")
+        highest = lowest + 100 if table.max_healthy is None else table.max_healthy
         if not 100 <= highest <= 200:
             raise self._wrong(f"{path}.max-healthy", "must be a percentage, 100 to 200")
         if highest - lowest > 100:

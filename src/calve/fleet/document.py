@@ -59,7 +59,7 @@ class RolloutTable(Table, frozen=True):
     """How a release is put on the fleet."""
 
     min_healthy: int = 100
-    max_healthy: int = 200
+    max_healthy: int | None = None
     bake: str = "2m"
 
 

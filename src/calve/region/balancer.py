@@ -10,8 +10,8 @@ One thread, so that a command on the admin socket never falls between the choice
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import os
 import re
 import shutil
 import socket
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError, ConflictError, DeadlineError, TransientError
-from calve.process import NOBODY, Process, which
+from calve.process import Process, which
 from calve.region.targets import Check, HealthCheck
 
 if TYPE_CHECKING:
@@ -99,34 +99,38 @@ class HaProxy:
 
     def start(self, check: HealthCheck) -> None:
         """Start the process; DeadlineError or CalveError, with its last words, where it does not come up."""
+        if self._process is not None and self._process.returncode is not None:
+            raise CalveError(f"haproxy has ended: {self._last_words()}")
         if self._process is not None or self._socket is None:
             raise ConflictError("this balancer is started, or closed, already")
-        program = which("haproxy")
         self._directory = Path(tempfile.mkdtemp(prefix="calve-lb-"))
-        config = self._directory / "haproxy.cfg"
-        config.write_text(self._config(check, self._socket.fileno()))
-        if os.geteuid() == 0:
-            os.chown(self._directory, NOBODY, NOBODY)
-        with (self._directory / "log").open("wb") as log:
+        with contextlib.ExitStack() as files, socket.socket(socket.AF_UNIX) as admin:
+            admin.bind(self._admin)
+            admin.listen()
+            path = self._directory / "haproxy.cfg"
+            path.write_text(self._config(check, self._socket.fileno(), admin.fileno()))
+            path.chmod(0o644)  # for nobody, by its descriptor: the directory stays private
+            config = files.enter_context(path.open("rb"))
             self._process = Process(
-                [program, "-db", "-f", config],
-                stdout=log,
+                [which("haproxy"), "-db", "-f", f"/dev/fd/{config.fileno()}"],
+                stdout=files.enter_context((self._directory / "log").open("wb")),
                 stderr="stdout",
-                pass_fds=(self._socket.fileno(),),
+                pass_fds=(self._socket.fileno(), admin.fileno(), config.fileno()),
                 unprivileged=True,
+                cwd=Path("/"),  # ours may not be nobody's to enter
             )
         self._socket.close()
         self._socket = None
         self._await_admin(self._process)
 
-    def _config(self, check: HealthCheck, listener: int) -> str:
+    def _config(self, check: HealthCheck, listener: int, admin: int) -> str:
         if not _PATH.fullmatch(check.path):
             raise CalveError("this health check path cannot be given to HAProxy", place=check.path)
         interval_ms = round(1000 * (self._interval_s or check.interval_s))
         self._options = f"check inter {interval_ms} rise {check.healthy} fall {check.unhealthy}"
         return f"""\
 global
-  stats socket {self._admin} mode 600 level admin
+  stats socket fd@{admin} level admin
   nbthread 1
   maxconn {CONNECTIONS}
 defaults

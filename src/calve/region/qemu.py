@@ -146,6 +146,7 @@ class QemuMachines:
                 stderr=log,
                 pass_fds=[theirs.fileno(), disk_fd, *descriptors],
                 unprivileged=True,
+                cwd=Path("/"),  # ours may not be nobody's to enter
             )
         undo.callback(process.stop)
         try:

@@ -411,9 +411,10 @@ def test_large_closures_are_committed_in_batches(
 ) -> None:
     monkeypatch.setattr("calve.cache.pull._BATCH_BYTES", 1)
     sink = fake_sink()
-    pull(plan([world.cache], [world.top], sink, world.ring), sink, jobs=1)
-    assert len(sink.batches) == 3
-    assert sink.batches[0] == [world.lib]
+    made = plan([world.cache], [world.top], sink, world.ring, manifest=pushed)
+    assert [found.entry.info.path for found in made.missing] == [world.top, world.lib, world.tool]
+    pull(made, sink, jobs=1)
+    assert [set(batch) for batch in sink.batches] == [{world.lib}, {world.top, world.tool}]
     assert sink.valid == _paths(world)
 
 

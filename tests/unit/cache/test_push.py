@@ -142,7 +142,7 @@ def test_other_changes_on_disk(world, change: str) -> None:
     if change == "gone":
         file.unlink()
     else:
-        file.write_bytes(b"x" * (400_000 if change == "longer" else 10))
+        file.write_bytes(b"x" * (4_000_000 if change == "longer" else 10))
     with pytest.raises(DamagedError, match="changed on disk"):
         push(world.store, [world.top], world.cache, world.key)
     assert not [key for key in world.cache.data if key.endswith(".narinfo")]

@@ -53,7 +53,6 @@ def test_packages_are_merged(farm, tmp_path):
         "lib/x/link.so": "b.so",
     }
     assert (farm.tree / "none").is_dir()
-    assert farm.collisions == []
 
 
 def test_units_that_want_each_other_resolve_in_the_farm(farm, tmp_path):
@@ -71,7 +70,6 @@ def test_the_first_one_wins(farm, tmp_path):
     b = put(tmp_path / "b", {"etc/x": "->y"})
     assert farm.add(a, A, "etc") == 1
     assert farm.add(b, B, "etc") == 0
-    assert farm.collisions == ["os-release", "x"]
     assert (farm.tree / "os-release").read_text() == "own"
     assert links_of(farm.tree) == {"x": f"{A}/etc/x"}
 

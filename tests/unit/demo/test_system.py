@@ -24,6 +24,7 @@ from calve.nix import nar
 from calve.nix.hashes import Hash
 from calve.nix.store import LocalStore
 from calve.nix.storepath import fixed_output
+from calve.progress import Note
 
 
 @pytest.fixture
@@ -210,6 +211,16 @@ def test_packages_become_paths_once(store, make, apt, tmp_path, monkeypatch):
     assert one(found, "tool") == found["tool"]
     with pytest.raises(NotFoundError, match="package other"):
         one(found, "other")
+
+
+def test_what_is_left_out_by_mistake_is_noted(store, make, apt, tmp_path):
+    make("tool", [("./bin/tool", "t")], Depends="lib1, debconf | debconf-2.0")
+    apt.publish()
+    told = []
+    packages = Packages(tmp_path / "cache", told.append)
+    add_packages(Importer(store), packages, ["tool"], omitted={"debconf | debconf-2.0"})
+    notes = [it.text for it in told if isinstance(it, Note)]
+    assert notes == ["tool depends on lib1, which is left out"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": "no path"}', '{"a": 1}', "\xff"])

@@ -15,6 +15,10 @@ mounted /run || $bb mount -t tmpfs -o mode=0755 tmpfs /run
 # Only errors of the kernel on the console, whatever its command line says: the console is for evidence.
 echo 4 >/proc/sys/kernel/printk
 
+# Evidence (calve.contract.evidence): the initrd is behind us; what follows ends with the first answer.
+read -r now rest </proc/uptime
+echo "@@calve {\"v\":1,\"t\":$now,\"e\":\"phase\",\"n\":\"answer\"}" >/dev/console
+
 $bb ln -sfn "$system" /run/current-system
 [ -e /run/booted-system ] || $bb ln -s "$system" /run/booted-system
 $bb ln -sfn "$system/sw/usr" /usr
