@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from benchmarks._rows import Row, finish
-
 from calve.boot.policy import Policy
 from calve.cache.objects import open_objects
 from calve.cache.push import push
@@ -53,7 +52,9 @@ def _big(store: LocalStore, workshop: Workshop, work: Path) -> StorePath:
     return add_tree(store, top, "nixos-system-big-1", [tiny, big])
 
 
-def _boot(world: World, workshop: Workshop, store: LocalStore, system: StorePath) -> dict[str, float]:
+def _boot(
+    world: World, workshop: Workshop, store: LocalStore, system: StorePath
+) -> dict[str, float]:
     """Boot a machine until its system is committed; return the fields of its `ready` event and the pull's seconds."""
     client = Client(context=None, cancel=None)
     cache = open_objects(world.operator_cache, client, world.operator_credentials)
@@ -92,7 +93,9 @@ def _initrd_rows(workshop: Workshop, work: Path) -> list[Row]:
     """Measure what the agent adds to an initrd: with it, less one with an empty payload."""
     agent = payload.build()
     sizes = []
-    for number, part in enumerate((agent, payload.Payload(agent.version, Path("/dev/null"), (), ()))):
+    for number, part in enumerate(
+        (agent, payload.Payload(agent.version, Path("/dev/null"), (), ()))
+    ):
         spec = initrd.Initrd(
             Path(which("busybox")), workshop.kernel().modules, part, Policy(keys=()).dump()
         )
@@ -120,7 +123,13 @@ def main() -> None:
             peak, lowest = found["agent_peak_mb"], found["lowest_available_mb"]
             rows += [
                 Row(f"{what}: agent's peak", peak, "MB", required="<= 48 MB", met=peak <= 48),
-                Row(f"{what}: lowest MemAvailable", lowest, "MB", required=">= 300 MB", met=lowest >= 300),
+                Row(
+                    f"{what}: lowest MemAvailable",
+                    lowest,
+                    "MB",
+                    required=">= 300 MB",
+                    met=lowest >= 300,
+                ),
                 Row(f"{what}: pull, emulated", found["pull_s"], "s"),
             ]
         rows += _initrd_rows(workshop, work)

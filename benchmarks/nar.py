@@ -73,7 +73,9 @@ def _measure(name: str, work: Path, tree: Path) -> list[Row]:
     def nix_restore() -> None:
         _remove(restored)
         with open(archive, "rb") as source:
-            subprocess.run(["nix-store", "--restore", str(restored)], check=True, stdin=source, env=env)
+            subprocess.run(
+                ["nix-store", "--restore", str(restored)], check=True, stdin=source, env=env
+            )
 
     def unpack() -> None:
         _remove(target)

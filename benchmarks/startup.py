@@ -11,7 +11,17 @@ from benchmarks._rows import Row, child, cpu_s, finish, python
 
 # Top-level names beyond the standard library that the agent may load (docs/reference/dependencies.md).
 ALLOWED = {"calve", "backports", "nacl", "_cffi_backend", "_sodium"}
-FORBIDDEN = {"argparse", "asyncio", "boto3", "botocore", "logging", "msgspec", "rich", "sqlite3", "subprocess"}
+FORBIDDEN = {
+    "argparse",
+    "asyncio",
+    "boto3",
+    "botocore",
+    "logging",
+    "msgspec",
+    "rich",
+    "sqlite3",
+    "subprocess",
+}
 _AGENT = "import calve.boot.main as m; m.import_everything()"
 
 
@@ -48,8 +58,19 @@ def main() -> None:
         [
             Row("python -c pass", bare, "ms"),
             Row("calve --help", help_ms, "ms", None, None, help_range, "<= 100 ms", help_ms <= 100),
-            Row("the agent's imports", agent_ms, "ms", None, None, agent_range, "<= 150 ms", agent_ms <= 150),
-            Row("modules not in the design's list", len(foreign), "", required="0", met=not foreign),
+            Row(
+                "the agent's imports",
+                agent_ms,
+                "ms",
+                None,
+                None,
+                agent_range,
+                "<= 150 ms",
+                agent_ms <= 150,
+            ),
+            Row(
+                "modules not in the design's list", len(foreign), "", required="0", met=not foreign
+            ),
         ],
         [f"not in the list: {', '.join(foreign)}"] if foreign else [],
     )

@@ -1,5 +1,6 @@
 """The `calve` command: `python -m calve` or the installed script."""
 
+import signal
 import sys
 
 # Before anything is imported: Ctrl-C while modules load is no traceback either.
@@ -15,6 +16,9 @@ def run() -> None:
         code = main(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
+    # All is closed: a further Ctrl-C must not change the exit code while the interpreter ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

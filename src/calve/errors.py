@@ -29,6 +29,8 @@ class CalveError(Exception):
     """Failed, and no narrower category fits (exit 1)."""
 
     exit_code: ClassVar[int] = 1
+    service_code: str = ""
+    """What a remote service called it ("NoSuchBucket"); empty where none did."""
 
     def __init__(self, message: str, *, place: object = None, hint: str | None = None) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ that a Ctrl-C reaches them only through their owner.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,20 +65,26 @@ def run(
         check: raise CalveError, with the last lines of stderr, where it fails.
         cancel: kills the command and raises CancelledError when cancelled.
     """
-    with subprocess.Popen(
-        [str(arg) for arg in argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env=None if env is None else dict(env),
-        start_new_session=True,
-    ) as child:
-        unhook = cancel.on_cancel(child.kill) if cancel is not None else lambda: None
+    name = Path(str(argv[0])).name
+    try:
+        child = subprocess.Popen(
+            [str(arg) for arg in argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=None if env is None else dict(env),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NotFoundError(f"cannot run {name}: {error.strerror}") from error
+    with child:
+        # Its children hold the pipes too: all of its session goes.
+        unhook = cancel.on_cancel(lambda: _kill(child.pid)) if cancel is not None else lambda: None
         try:
             out, err = child.communicate(stdin)
         except BaseException:
-            child.kill()
+            _kill(child.pid)
             raise
         finally:
             unhook()
@@ -85,10 +92,13 @@ def run(
         raise CancelledError
     done = subprocess.CompletedProcess(child.args, child.returncode, out, err)
     if check and done.returncode != 0:
-        raise CalveError(
-            f"{Path(str(argv[0])).name} failed with {done.returncode}: {_tail(err or out)}"
-        )
+        raise CalveError(f"{name} failed with {done.returncode}: {_tail(err or out)}")
     return done
+
+
+def _kill(session: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
 
 
 class Process:
@@ -152,7 +162,7 @@ class Process:
         if self._child.poll() is None:
             self._child.terminate()
             if self.wait(grace_s) is None:
-                os.killpg(self.pid, signal.SIGKILL)
+                _kill(self.pid)
                 self._child.wait()
         if self.stdout is not None:
             self.stdout.close()

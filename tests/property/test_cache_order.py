@@ -117,7 +117,7 @@ def test_a_push_cut_anywhere_is_consistent_and_can_be_done_again(
         try:
             push(store, [store.top], Failing(root / "cache", writes), KEY, jobs=jobs)
         except CalveError as error:
-            assert error.message == "the power is cut"  # noqa: PT017
+            assert error.message == "the power is cut"
         check(cache)
         done = push(store, [store.top], cache, KEY, jobs=jobs)
         check(cache)

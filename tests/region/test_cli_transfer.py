@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import calve
 from calve.nix import nar, narwriter
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo
@@ -62,7 +63,8 @@ class Shop:
         self.key = directory / "key.sec"
         self.key.write_text(KEY.dump())
         self.key.chmod(0o600)
-        self.env = {**os.environ}
+        # A relative PYTHONPATH would be lost with the working directory.
+        self.env = {**os.environ, "PYTHONPATH": str(Path(calve.__file__).parents[1])}
         for name in ("NO_COLOR", "FORCE_COLOR", "AWS_PROFILE"):
             self.env.pop(name, None)
 

@@ -414,7 +414,7 @@ def test_a_plan_is_met_in_order_by_what_matches(plan, connection):
 
 
 def test_nothing_is_left_after_the_end():
-    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    files = len(os.listdir("/proc/self/fd"))
     threads = threading.active_count()
     with Server(echo) as server:
         kept = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(5)]
@@ -426,7 +426,7 @@ def test_nothing_is_left_after_the_end():
     for connection in kept:
         connection.close()
     idle.close()
-    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == files
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 

@@ -247,6 +247,8 @@ class _Push:
         except (NotFoundError, AccessError, DamagedError) as error:
             if isinstance(error, MissingCacheError) and not self._objects.url.startswith("file:"):
                 raise  # a directory is made by the first write, a bucket is not
+            if isinstance(error, AccessError) and error.service_code not in {"", "AccessDenied"}:
+                raise  # not a missing object that is denied to who may not list: wrong credentials
             return info, None
         return info, entry if entry.info.fingerprint == info.fingerprint else None
 

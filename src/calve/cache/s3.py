@@ -30,7 +30,6 @@ _MAX_PARTS = 10_000
 _ANSWER_BYTES = 64 * 1024
 _LISTING_BYTES = 8 << 20  # 1,000 keys of 1 KiB, and what XML makes of them
 _COMPLETE_READ_S = 120.0  # S3 may take minutes to join parts
-_NO_BUCKET = "the server answered 404 NoSuchBucket"
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]{1,1024})</UploadId>")
 
 
@@ -59,7 +58,7 @@ class S3Objects(web.Remote):
 
     def explain(self, error: CalveError, key: str) -> CalveError:
         """Return the error to raise for one of the transport's."""
-        if isinstance(error, NotFoundError) and error.message.startswith(_NO_BUCKET):
+        if isinstance(error, NotFoundError) and error.service_code == "NoSuchBucket":
             return objects.MissingCacheError(
                 f"there is no bucket {self._bucket}",
                 place=self._url,

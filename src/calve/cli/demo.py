@@ -12,6 +12,12 @@ from calve.progress import Event, Note
 __all__ = ["arguments", "run"]
 
 _DIRECTORY = Path(".calve/demo")
+_NEXT = """
+What to try next
+  calve demo --json                      the same as one document; it is in .calve/demo/report.json too
+  calve keys generate acme-1             a signing key of your own
+  calve push --help, calve pull --help   any closure, any store root, directory, HTTP or S3
+  docs/how-to/push-and-pull.md           with and without Nix"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,24 +34,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, session: Session) -> int:
     """Run the demo; its report stays in .calve/demo/report.json."""
     from calve.demo.show import Play, show
+    from calve.ui.live import Board
 
-    def draw(event: Event) -> None:
-        if isinstance(event, Note):
-            session.prose(event.text)
+    with Board(session.err, ["doing"], key="machine") as board:
 
-    report = show(
-        Play(
-            _DIRECTORY,
-            progress=draw,
-            told=lambda name, what: session.prose(f"  {name}  {what}"),
-            cancel=session.cancel,
-            system=options.system,
+        def draw(event: Event) -> None:
+            if isinstance(event, Note):
+                board.note(event.text)
+
+        report = show(
+            Play(
+                _DIRECTORY,
+                progress=draw,
+                told=lambda name, what: board.set(name, "doing", what),
+                cancel=session.cancel,
+                system=options.system,
+            )
         )
-    )
     document = report.document()
     (_DIRECTORY / "report.json").write_text(json.dumps(document, indent=2) + "\n")
     if options.json:
         session.document(document)
     else:
         session.result(report.text())
+        session.prose(_NEXT)
     return 1 if report.tally.failed else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +125,8 @@ def _manifest(options: argparse.Namespace) -> str | None:
 
 def _open(options: argparse.Namespace, owner: contextlib.ExitStack) -> LocalStore:
     """Open the store; for a dry run one that is not there is an empty one elsewhere."""
+    import tempfile
+
     from calve.nix.store import LocalStore
 
     root: Path = options.store or Path("/")

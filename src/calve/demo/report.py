@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,7 @@ def phases(events: Iterable[Evidence], answer_s: float | None) -> list[tuple[str
         (str(event.fields.get("n")), event.at_s) for event in events if event.kind == "phase"
     ]
     if answer_s is None:
-        return [
-            (name, end - start) for (name, start), (_, end) in zip(starts, starts[1:], strict=False)
-        ]
+        return [(name, end - start) for (name, start), (_, end) in itertools.pairwise(starts)]
     ends = [start for _, start in starts[1:]] + [answer_s]
     return [(name, end - start) for (name, start), end in zip(starts, ends, strict=True)]
 
@@ -108,8 +107,10 @@ class Report:
         )
         lines = [
             "",
-            f"Requests   {self.tally.served} served ({by_release or 'none'}), "
-            f"{self.tally.failed} failed, slowest {self.tally.slowest_s:.2f} s",
+            (
+                f"Requests   {self.tally.served} served ({by_release or 'none'}), "
+                f"{self.tally.failed} failed, slowest {self.tally.slowest_s:.2f} s"
+            ),
         ]
         lines += [f"           failed: {reason}" for reason in self.tally.reasons[:5]]
         longest = max((machine.answer_s or 0.0 for machine in self.machines), default=0.0)
@@ -123,10 +124,12 @@ def _machine(machine: Machine, longest_s: float) -> list[str]:
     fetched = (ready.get("fetched_bytes") or 0) / 1e6
     answer = "no answer" if machine.answer_s is None else f"answers after {machine.answer_s:.1f} s"
     lines = [
-        f"{machine.name}   release {ready.get('release', '?')}, {answer}, "
-        f"{ready.get('paths', 0)} paths and {fetched:.1f} MB fetched; "
-        f"agent's peak {ready.get('agent_peak_mb', '?')} MB, "
-        f"lowest MemAvailable {ready.get('lowest_available_mb', '?')} MB"
+        f"{machine.name}   release {ready.get('release', '?')}, {answer}",
+        (
+            f"  {ready.get('paths', 0)} paths and {fetched:.1f} MB fetched, "
+            f"agent's peak {ready.get('agent_peak_mb', '?')} MB, "
+            f"lowest MemAvailable {ready.get('lowest_available_mb', '?')} MB"
+        ),
     ]
     at = 0.0
     for name, seconds in phases(machine.events, machine.answer_s):

@@ -97,7 +97,7 @@ class Workshop:
         path = self.directory / "images" / f"initrd-{_digest(spec)}.img"
         if not path.exists():
             self.progress(Note("packing the initrd"))
-            initrd.write(spec, path, level=_LEVEL)
+            initrd.write(spec, path, level=_LEVEL, cancel=self.cancel)
         return path
 
     def system(self, store: LocalStore, name: str, release: int) -> StorePath:

@@ -14,6 +14,7 @@ from pathlib import Path
 from calve.disk import cpio, modules, payload
 from calve.errors import UsageError
 from calve.nix.zstd import ZstdCompressor
+from calve.tasks import Cancel
 
 __all__ = ["Initrd", "Written", "write"]
 
@@ -87,8 +88,16 @@ class Written:
     unpacked_bytes: int
 
 
-def write(initrd: Initrd, out: Path, *, level: int = _LEVEL) -> Written:
+def write(
+    initrd: Initrd, out: Path, *, level: int = _LEVEL, cancel: Cancel | None = None
+) -> Written:
     """Write the archive, under a temporary name first.
+
+    Args:
+        initrd: what goes into it.
+        out: the file; replaced where it is there.
+        level: of zstd.
+        cancel: ends it.
 
     Raises:
         UsageError: a file that it needs is not there.
@@ -101,10 +110,16 @@ def write(initrd: Initrd, out: Path, *, level: int = _LEVEL) -> Written:
     unpacked = 0
     temporary = out.with_name(f".{out.name}.new")
     compressor = ZstdCompressor(level)
-    with tempfile.TemporaryDirectory(prefix="calve-") as scratch, temporary.open("wb") as file:
-        for chunk in cpio.archive(initrd.entries(Path(scratch))):
-            unpacked += len(chunk)
-            file.write(compressor.compress(chunk))
-        file.write(compressor.flush())
-    temporary.replace(out)
+    try:
+        with tempfile.TemporaryDirectory(prefix="calve-") as scratch, temporary.open("wb") as file:
+            for chunk in cpio.archive(initrd.entries(Path(scratch))):
+                if cancel is not None:
+                    cancel.check()
+                unpacked += len(chunk)
+                file.write(compressor.compress(chunk))
+            file.write(compressor.flush())
+        temporary.replace(out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     return Written(out, out.stat().st_size, unpacked)

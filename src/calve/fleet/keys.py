@@ -119,8 +119,8 @@ def _output(source: Command, cancel: Cancel | None) -> bytes:
     place = f"cache.key.command {source.argv[0]}"
     try:
         done = process.run(source.argv, cwd=source.directory, check=False, cancel=cancel)
-    except OSError as error:
-        raise NotFoundError(f"cannot be run: {error.strerror}", place=place) from error
+    except NotFoundError as error:
+        raise NotFoundError(error.message, place=place) from error
     if done.returncode != 0:
         lines = done.stderr.decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no reason given")

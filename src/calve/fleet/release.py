@@ -138,8 +138,8 @@ def create(
     Raises:
         ConflictError: others took every number that we tried.
     """
-    number = latest(objects, fleet)
-    for number in range(number + 1, number + 1 + _TRIES):
+    last = latest(objects, fleet)
+    for number in range(last + 1, last + 1 + _TRIES):
         release = Release(fleet, number, system, manifest, keys, now)
         if objects.put(release.key, release.dump(), only_new=True):
             return release

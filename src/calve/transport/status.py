@@ -142,6 +142,12 @@ def error_from(
         headers: with lower-case names; of them `retry-after` counts.
         place: the URL without its query.
     """
+    error = _error(status, problem, headers, place)
+    error.service_code = problem.code
+    return error
+
+
+def _error(status: int, problem: Problem, headers: Mapping[str, str], place: object) -> CalveError:
     message = _sentence(status, problem)
     code = problem.code
     if code in _TRANSIENT_CODES or status in {408, 429} or status in {500, 502, 503, 504}:

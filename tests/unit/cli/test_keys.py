@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import calve as package
 from calve.nix.signing import PublicKey, SecretKey
 
 
 @pytest.fixture
 def calve(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
 
     def run(*args, code=0):

@@ -23,7 +23,7 @@ from calve.fleet.config import (
 )
 from calve.nix.signing import SecretKey
 
-KEY = SecretKey.generate("acme-1").public.dump()
+KEY = SecretKey.generate("acme-1", bytes).public.dump()
 EXAMPLE = Path(__file__).parents[3] / "examples/webserver/calve.toml"
 FLEET = '[fleet.web]\nsystem = "x"\n'
 CACHE = '[cache]\nurl = "/c"\n'

@@ -105,7 +105,7 @@ def test_a_command_that_fails_shows_its_last_words_and_never_its_output(tmp_path
 
 
 def test_a_command_that_is_not_there_or_is_cancelled(tmp_path):
-    with pytest.raises(NotFoundError, match="nonsense-xyz: cannot be run"):
+    with pytest.raises(NotFoundError, match="nonsense-xyz: cannot run nonsense-xyz"):
         keys.read(Command(("nonsense-xyz",), tmp_path))
     cancel = Cancel()
     timer = threading.Timer(0.2, cancel.cancel)

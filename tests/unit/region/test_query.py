@@ -48,7 +48,7 @@ def test_any_bytes_are_a_form_or_refused(body):
     try:
         parse(body)
     except Refusal as refusal:
-        assert refusal.code == "MalformedQueryString"  # noqa: PT017
+        assert refusal.code == "MalformedQueryString"
 
 
 def test_types_are_checked():
