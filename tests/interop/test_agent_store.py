@@ -69,9 +69,7 @@ class Operator:
 
     def release(self, number: int) -> System:
         lib = self.add("lib", {"lib.so": b"lib" * 30_000})
-        app = self.add(
-            "app", {"bin/app": f"{lib}/lib.so".encode() * 100, "bin/init": b"#!"}, lib
-        )
+        app = self.add("app", {"bin/app": f"{lib}/lib.so".encode() * 100, "bin/init": b"#!"}, lib)
         own = self.add(f"own-{number}", {"page": b"release %d" % number})
         top = self.add(
             f"system-{number}",
@@ -107,9 +105,7 @@ class Machine:
             release=number,
         ).dump()
         out = io.StringIO()
-        policy = Policy(
-            (self.operator.key.public.dump(),), self.root, self.server.url, hold_s=0
-        )
+        policy = Policy((self.operator.key.public.dump(),), self.root, self.server.url, hold_s=0)
         code = Agent(policy, Console(out)).run()
         events = {event.kind: event for event in evidence.read(out.getvalue())}
         assert code == 0, out.getvalue()

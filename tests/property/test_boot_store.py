@@ -31,15 +31,15 @@ def made(name: str, *references: PathInfo) -> PathInfo:
     size = nar.emit(events, digest.update)
     path = StorePath(encode32(hashlib.sha256(name.encode()).digest()[:20]), name)
     EVENTS[path] = events
-    return PathInfo(path, Hash("sha256", digest.digest()), size, tuple(sorted(r.path for r in references)))
+    return PathInfo(
+        path, Hash("sha256", digest.digest()), size, tuple(sorted(r.path for r in references))
+    )
 
 
 BASE = [made("a")]
 BASE.append(made("b", BASE[0]))
 BASE.append(made("c"))
-SYSTEMS = [
-    (own := made(f"own-{n}"), made(f"top-{n}", BASE[n % 3], BASE[1], own)) for n in range(4)
-]
+SYSTEMS = [(own := made(f"own-{n}"), made(f"top-{n}", BASE[n % 3], BASE[1], own)) for n in range(4)]
 INFOS = {info.path: info for info in [*BASE, *(info for pair in SYSTEMS for info in pair)]}
 
 
@@ -137,7 +137,9 @@ def vouched(root: Path) -> set[StorePath]:
     lists = Record.parse(record.read_bytes() if record.exists() else b"")
     links = [*(root / "nix/var/nix/profiles").glob("system-*-link")]
     links += [*(root / "nix/var/nix/gcroots/calve").glob("last-good")]
-    rooted = {info.path for link in links for info in closure(INFOS[StorePath.parse(os.readlink(link))])}
+    rooted = {
+        info.path for link in links for info in closure(INFOS[StorePath.parse(os.readlink(link))])
+    }
     named = {*(path for path in lists.committed if path in rooted), *lists.fetched}
     listed = root / "nix-path-registration"
     if listed.exists():

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
             with tempfile.TemporaryDirectory(prefix="calve-") as work:
                 unpacked = sum(map(len, cpio.archive(spec.entries(Path(work)))))
         else:
-            written = initrd.write(spec, options.out)
+            written = initrd.write(spec, options.out, cancel=session.cancel)
             compressed, unpacked = written.compressed_bytes, written.unpacked_bytes
     _print(options, session, spec, compressed, unpacked)
     return 0

@@ -81,7 +81,7 @@ def show(play: Play) -> Report:
         store = owner.enter_context(workshop.store())
         play.say(f"building two releases of the {play.system} system out of Debian packages")
         systems = [workshop.system(store, play.system, number) for number in (1, 2)]
-        initrd = workshop.initrd(hold_s=5)
+        initrd = workshop.initrd()
         work = owner.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=play.directory))
         play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
         world = owner.enter_context(World(Path(work), draining=play.draining))

@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -223,6 +224,13 @@ class Cloud:
         with self.objects() as objects:
             return push(self.store, [path], objects, key).manifests[path]
 
+    def settle(self) -> None:
+        """Wait until what a killed machine had asked for is answered, and so counted."""
+        deadline = time.monotonic() + 20
+        while self.server._listener._open and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert not self.server._listener._open
+
     def counts(self) -> tuple[list[str], int, int]:
         """Return the keys that machines got, how many requests machines made, and bytes of objects sent."""
         calls = [call for call in self.service.calls if call.principal.startswith("machine/")]
@@ -311,9 +319,11 @@ class Machine:
 
     def boot(self, **options) -> Boot:
         """Run the agent to its end."""
+        self.cloud.settle()
         gets, requests, sent = self.cloud.counts()
         with self.start(**options) as process:
             out, err = process.communicate(timeout=120)
+        self.cloud.settle()
         gets_now, requests_now, sent_now = self.cloud.counts()
         return Boot(
             process.returncode,

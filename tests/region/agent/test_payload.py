@@ -66,7 +66,10 @@ def run(tree, built, machine, *arguments):
             *arguments,
             *machine.command(),
         ],
-        env={"PATH": "/nonexistent", "LC_ALL": "C"},  # no locale's files, as there are none in an initrd
+        env={
+            "PATH": "/nonexistent",
+            "LC_ALL": "C",
+        },  # no locale's files, as there are none in an initrd
         cwd="/",
         capture_output=True,
         timeout=60,

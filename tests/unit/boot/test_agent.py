@@ -73,6 +73,7 @@ def test_progress_every_two_seconds_and_only_once_there_is_some(tmp_path, out, h
 def test_the_deadline_cancels(tmp_path, out, hands):
     made = agent(tmp_path, out, hands)
     made._deadline_s = 5
+    hands.until_s = 200.0
     cancel = Cancel()
     made._watch(threading.Event(), cancel)
     assert cancel.cancelled
@@ -108,9 +109,7 @@ def test_a_cancelled_boot_says_why(tmp_path, out, hands, monkeypatch, late, erro
     assert hands.waits == [7.0]
 
 
-def test_an_unknown_error_leaves_its_traceback_ahead_of_the_line(
-    tmp_path, out, hands, monkeypatch
-):
+def test_an_unknown_error_leaves_its_traceback_ahead_of_the_line(tmp_path, out, hands, monkeypatch):
     made = agent(tmp_path, out, hands, hold_s=0)
     monkeypatch.setattr(made, "_boot", lambda: {}["bug"])
     assert made.run() == 1

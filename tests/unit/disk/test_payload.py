@@ -74,9 +74,7 @@ def test_its_entries_are_a_python_home(built, tmp_path):
     assert not [path for path in entries if path.endswith(".py")]
     assert stat.S_ISDIR(entries[f"{base}/lib-dynload"].mode)
     assert entries["calve/bin/python3"].mode & 0o111
-    assert all(
-        entry.mode & 0o111 for path, entry in entries.items() if ".so" in Path(path).name
-    )
+    assert all(entry.mode & 0o111 for path, entry in entries.items() if ".so" in Path(path).name)
 
 
 def test_compiled_modules_name_no_path_of_the_build(built, tmp_path):
