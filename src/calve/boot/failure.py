@@ -21,9 +21,14 @@ from calve.errors import (
     UsageError,
     VerificationError,
 )
+from calve.transport.connection import CertificateError
 
 __all__ = ["Failure", "classify"]
 
+_FIRST: tuple[tuple[type[CalveError], Code], ...] = (
+    (CertificateError, Code.CACHE_UNTRUSTED),
+    (MemoryShortError, Code.MEMORY_SMALL),
+)
 _BY_PHASE: dict[str, tuple[tuple[type[CalveError], Code], ...]] = {
     "imds": (
         (AccessError, Code.IMDS_DENIED),
@@ -48,7 +53,6 @@ _BY_PHASE: dict[str, tuple[tuple[type[CalveError], Code], ...]] = {
 }
 _ANY: tuple[tuple[type[CalveError], Code], ...] = (
     (AccessError, Code.CACHE_DENIED),
-    (MemoryShortError, Code.MEMORY_SMALL),
     (SpaceError, Code.DISK_SMALL),
     (DeadlineError, Code.DEADLINE),
     (TransientError, Code.CACHE_UNREACHABLE),
@@ -74,7 +78,7 @@ def classify(phase: str, error: BaseException) -> Failure:
     if type(error) is CalveError and isinstance(error.__cause__, OSError):
         return Failure(Code.DISK_FAULT, phase, str(error))  # what `nix.unpack.storage_error` makes
     if isinstance(error, CalveError):
-        for kind, code in (*_BY_PHASE.get(phase, ()), *_ANY):
+        for kind, code in (*_FIRST, *_BY_PHASE.get(phase, ()), *_ANY):
             if isinstance(error, kind):
                 return Failure(code, phase, str(error))
     if isinstance(error, MemoryError):

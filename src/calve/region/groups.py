@@ -7,19 +7,30 @@ a test with a virtual clock, performs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from types import MappingProxyType
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calve.region import refresh as refreshes
 from calve.region.ec2 import State
+from calve.region.group import (
+    Activity,
+    Deregister,
+    Effect,
+    Group,
+    GroupInstance,
+    Launch,
+    Lifecycle,
+    Register,
+    Rules,
+    Seen,
+    Step,
+    Terminate,
+    World,
+)
 from calve.region.names import activity_uuid, identifier, stamp
 from calve.region.refresh import Member, Refresh, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from calve.region.templates import TemplateSpec
 
 __all__ = [
@@ -40,185 +51,14 @@ __all__ = [
 ]
 
 ACTIVITIES_KEPT = 5000
-_OFF = {State.STOPPED, State.SHUTTING_DOWN, State.TERMINATED}
-_EC2_SICK = "an EC2 health check indicating it has been terminated or stopped"
-_ELB_SICK = "an ELB system health check failure"
-_REFRESH = "an instance refresh"
-
-
-class Lifecycle(StrEnum):
-    """An instance's state in its group; lifecycle hooks will add the waiting ones."""
-
-    PENDING = "Pending"
-    IN_SERVICE = "InService"
-    TERMINATING = "Terminating"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What governs every group of the region.
-
-    Attributes:
-        launch_parallelism: At most so many new machines boot at once during a refresh; None for no limit. AWS has
-            no such limit: it is the simulated host's, where machines under emulation slow each other down.
-        give_up_s: A refresh without progress fails after so long.
-        retry_s: After a launch that was refused, the next one waits so long, then twice as long, up to 64 times.
-    """
-
-    launch_parallelism: int | None = 1
-    give_up_s: float = 3600.0
-    retry_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """A scaling activity."""
-
-    id: str
-    description: str
-    cause: str
-    started_at: float
-    status: str
-    progress: int
-    ended_at: float | None = None
-    message: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInstance:
-    """An instance of a group; `spec.version` is the number that it was launched from."""
-
-    id: str
-    spec: TemplateSpec
-    launched_at: float
-    activity: str
-    lifecycle: Lifecycle = Lifecycle.PENDING
-    in_service_at: float = 0.0
-    sick: bool = False
-    ended: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """An Auto Scaling group.
-
-    Attributes:
-        spec: Its launch template, as the client named it.
-        checks_elb: Target health counts (health check type ELB).
-        cause: What a user last asked for; it becomes the cause of the activities that follow from it.
-        serial: How many things were named.
-    """
-
-    name: str
-    spec: TemplateSpec
-    min_size: int
-    max_size: int
-    desired: int
-    created_at: float
-    zone: str = ""
-    target_groups: tuple[str, ...] = ()
-    checks_elb: bool = False
-    grace_s: float = 0.0
-    cooldown_s: float = 300.0
-    warmup_s: float | None = None
-    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    instances: Mapping[str, GroupInstance] = field(default_factory=lambda: MappingProxyType({}))
-    activities: Mapping[str, Activity] = field(default_factory=lambda: MappingProxyType({}))
-    refreshes: tuple[Refresh, ...] = ()
-    cause: str = ""
-    serial: int = 0
-    deleting: bool = False
-    retry_at: float = 0.0
-    refusals: int = 0
-
-    @property
-    def refresh(self) -> Refresh | None:
-        """Return the refresh that is under way."""
-        last = self.refreshes[-1] if self.refreshes else None
-        return last if last is not None and last.status.active else None
-
-    @property
-    def gone(self) -> bool:
-        """Say whether its deletion is done."""
-        return self.deleting and not self.instances
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What was seen of an instance.
-
-    Attributes:
-        state: As EC2 gives it.
-        target: Its state in the group's target groups, the worst of them: `initial`, `healthy`, `unhealthy`,
-            `draining`; None where it is registered in none.
-        error: Why its launch was refused.
-    """
-
-    state: State
-    target: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a group sees: its instances, and (default, latest) of each launch template by id."""
-
-    instances: Mapping[str, Seen]
-    versions: Mapping[str, tuple[int, int]]
-
-    def resolve(self, spec: TemplateSpec) -> TemplateSpec:
-        """Replace `$Default` and `$Latest` by the number of now."""
-        if not spec.version.startswith("$"):
-            return spec
-        default, latest = self.versions[spec.id]
-        return replace(spec, version=str(default if spec.version == "$Default" else latest))
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Start an instance from a numbered version."""
-
-    instance_id: str
-    spec: TemplateSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Terminate:
-    """End an instance's machine."""
-
-    instance_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """Put an instance into a target group."""
-
-    instance_id: str
-    target_group: str
-
-
-@dataclass(frozen=True, slots=True)
-class Deregister:
-    """Take an instance out of a target group, draining it."""
-
-    instance_id: str
-    target_group: str
-
-
-Effect = Launch | Terminate | Register | Deregister
 _GONE = Seen(State.TERMINATED)
 _IN_SERVICE, _RUNNING = Lifecycle.IN_SERVICE, State.RUNNING
 _CALM = {"healthy", "initial", None}
 """Target states at which nothing has to be decided of a running instance in service."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A group after `advance`, what is to be done, and when to look again if nothing is seen before."""
-
-    group: Group
-    effects: tuple[Effect, ...]
-    wake_at: float | None
+_OFF = {State.STOPPED, State.SHUTTING_DOWN, State.TERMINATED}
+_EC2_SICK = "an EC2 health check indicating it has been terminated or stopped"
+_ELB_SICK = "an ELB system health check failure"
+_REFRESH = "an instance refresh"
 
 
 def advance(group: Group, world: World, now: float, rules: Rules) -> Step:

@@ -30,11 +30,23 @@ if TYPE_CHECKING:
     from calve.clock import Clock
     from calve.tasks import Cancel
 
-__all__ = ["MIN_BYTES_PER_S", "Connection", "Endpoint", "Target", "Timing", "translate"]
+__all__ = [
+    "MIN_BYTES_PER_S",
+    "CertificateError",
+    "Connection",
+    "Endpoint",
+    "Target",
+    "Timing",
+    "translate",
+]
 
 MIN_BYTES_PER_S = 1024
 _PORTS = {"http": 80, "https": 443}
 _BUFFER_BYTES = 8192
+
+
+class CertificateError(VerificationError):
+    """The server is not who its name says, or no authority that we trust says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +271,7 @@ def translate(
         return CancelledError()
     match error:
         case ssl.SSLCertVerificationError():
-            return VerificationError(
+            return CertificateError(
                 f"the server's certificate is refused: {error.verify_message}",
                 place=place,
                 hint="check the host name, the CA file and the machine's clock",

@@ -25,6 +25,7 @@ from calve.errors import (
     VerificationError,
 )
 from calve.nix.unpack import storage_error
+from calve.transport.connection import CertificateError
 
 ROWS = {
     "imds": {
@@ -35,6 +36,7 @@ ROWS = {
         SpaceError: "disk-small",
     },
     "manifest": {
+        CertificateError: "cache-untrusted",
         MissingCacheError: "cache-missing",
         NotFoundError: "closure-incomplete",
         SignatureError: "signature",
@@ -49,6 +51,7 @@ ROWS = {
         ConflictError: "internal",
     },
     "pull": {
+        CertificateError: "cache-untrusted",
         MissingCacheError: "cache-missing",
         NotFoundError: "closure-incomplete",
         SignatureError: "signature",
