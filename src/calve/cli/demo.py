@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Run the demo; its report stays in .calve/demo/report.json."""
-    from calve.demo.show import Play, show
+    from calve.demo.show import Play, fleet_file, show
     from calve.ui.live import Board
 
     with Board(session.err, ["doing"], key="machine") as board:
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         report = show(
             Play(
                 _DIRECTORY,
+                fleet_file(),
                 progress=draw,
                 told=lambda name, what: board.set(name, "doing", what),
                 cancel=session.cancel,

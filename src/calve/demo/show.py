@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ from calve.demo.load import Load, Tally
 from calve.demo.report import Report
 from calve.demo.watch import Told, Watcher
 from calve.demo.workshop import Workshop
-from calve.demo.world import COMMAND_LINE, REGION, World
-from calve.errors import CalveError, DeadlineError
+from calve.demo.world import BUCKET, COMMAND_LINE, REGION, World
+from calve.errors import CalveError, DeadlineError, UsageError
 from calve.fleet import release as releases
+from calve.fleet.config import Config, Fleet, Health, parse
 from calve.fleet.release import Release
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
@@ -34,9 +36,8 @@ from calve.tasks import Cancel, Group
 from calve.transport.http import Client
 from calve.ui.text import mb, sanitize
 
-__all__ = ["Play", "show"]
+__all__ = ["Play", "fleet_file", "show"]
 
-FLEET: Final = "web"
 _BASE: Final = "ami-0ca1fe00000000001"
 _SEEDED: Final = "ami-0ca1fe00000000002"
 _SIZE: Final = 2
@@ -53,6 +54,7 @@ class Play:
 
     Attributes:
         directory: where everything is kept.
+        config: the fleet file; its first fleet is played.
         system: "webserver" or "tiny".
         draining: False shows what happens without it: failed requests.
         progress: told of steps.
@@ -61,6 +63,7 @@ class Play:
     """
 
     directory: Path
+    config: Config
     progress: Progress
     told: Told
     cancel: Cancel
@@ -68,9 +71,30 @@ class Play:
     draining: bool = True
     clock: Clock = SYSTEM
 
+    @property
+    def fleet(self) -> Fleet:
+        """Return the fleet that is played."""
+        return next(iter(self.config.fleets.values()))
+
     def say(self, text: str) -> None:
         """Tell of the next step."""
         self.progress(Note(text))
+
+
+def fleet_file() -> Config:
+    """Return the demo's fleet file, `examples/webserver/calve.toml`.
+
+    Raises:
+        UsageError: it is not of the simulated region's bucket.
+    """
+    path = Path(str(importlib.resources.files("calve.demo") / "data" / "calve.toml"))
+    config = parse(path.read_text(encoding="utf-8"), path)
+    expected = f"s3://{BUCKET}?region={REGION}"
+    if config.cache is None or config.cache.url != expected or not config.fleets:
+        raise UsageError(
+            f"the demo's fleet file must have a fleet, and the cache {expected}", place=path
+        )
+    return config
 
 
 def show(play: Play) -> Report:
@@ -128,6 +152,7 @@ class _Fleet:
         self._ec2 = Ec2(world.session)
         self._scaling = AutoScaling(world.session)
         self._elb = Elb(world.session)
+        self._health = play.fleet.health or Health(http="/", tcp=None, within_s=int(_BOOT_S))
 
     def play(self, first: StorePath, second: StorePath) -> Tally:
         """Bring up release 1, roll to release 2 under load; return what clients saw."""
@@ -158,7 +183,7 @@ class _Fleet:
         )
         release = releases.create(
             self._cache,
-            FLEET,
+            play.fleet.name,
             system=str(system),
             manifest=pushed.manifests[system],
             keys=(key.name,),
@@ -181,22 +206,25 @@ class _Fleet:
 
     def _launch(self, release: Release) -> tuple[str, str]:
         """Create the group; return the target group's ARN and the launch template's id."""
+        fleet = self._play.fleet
         self._play.say(f"starting {_SIZE} machines on release {release.number}")
-        target = self._elb.create_target_group(FLEET, path="/healthz", delay_s=_DRAIN_S)
+        target = self._elb.create_target_group(
+            fleet.group, path=self._health.http or "/", delay_s=_DRAIN_S
+        )
         template = self._ec2.create_template(
-            FLEET,
+            fleet.name,
             image_id=_BASE,
             instance_type="t3.nano",
             user_data=self._user_data(release),
             description=f"release {release.number}",
         )
         self._scaling.create_group(
-            FLEET,
+            fleet.group,
             template_id=template.id,
             version=1,
             size=(_SIZE, _SIZE, 2 * _SIZE),
             target_groups=[target.arn],
-            grace_s=int(_BOOT_S),
+            grace_s=self._health.within_s,
             zones=[f"{REGION}a"],
         )
         return target.arn, template.id
@@ -211,8 +239,12 @@ class _Fleet:
             user_data=self._user_data(release),
             image_id=_SEEDED,
         )
+        rules = self._play.fleet.rollout
         refresh = self._scaling.start_refresh(
-            FLEET, template_id=template, version=version.number, preferences=Preferences()
+            self._play.fleet.group,
+            template_id=template,
+            version=version.number,
+            preferences=Preferences(rules.min_healthy_percent, rules.max_healthy_percent),
         )
         self._until("the refresh ends", _ROLL_S, lambda: self._rolled(refresh, version.number))
 
@@ -223,12 +255,12 @@ class _Fleet:
         return healthy >= wanted
 
     def _rolled(self, refresh_id: str, version: int) -> bool:
-        refresh = self._scaling.refresh(FLEET, refresh_id)
+        refresh = self._scaling.refresh(self._play.fleet.group, refresh_id)
         if refresh is None or not (refresh.active or refresh.status == "Successful"):
             reason = "" if refresh is None else f"{refresh.status}: {refresh.reason}"
             raise CalveError(f"the instance refresh did not succeed: {reason}")
         self._check_machines()
-        members = self._scaling.group(FLEET).instances
+        members = self._scaling.group(self._play.fleet.group).instances
         return refresh.status == "Successful" and all(
             member.version == str(version) for member in members
         )
