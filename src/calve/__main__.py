@@ -17,7 +17,7 @@ def run() -> None:
     except KeyboardInterrupt:
         code = 130
     # All is closed: a further Ctrl-C must not change the exit code while the interpreter ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 

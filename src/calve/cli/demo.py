@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -38,22 +39,31 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
     with Board(session.err, ["doing"], key="machine") as board:
 
+        # A terminal that went away, a log on a full disk: no reason to end.
         def draw(event: Event) -> None:
-            if isinstance(event, Note):
-                board.note(event.text)
+            with contextlib.suppress(OSError):
+                if isinstance(event, Note):
+                    board.note(event.text)
+
+        def told(name: str, what: str) -> None:
+            with contextlib.suppress(OSError):
+                board.set(name, "doing", what)
 
         report = show(
             Play(
                 _DIRECTORY,
                 fleet_file(),
                 progress=draw,
-                told=lambda name, what: board.set(name, "doing", what),
+                told=told,
                 cancel=session.cancel,
                 system=options.system,
             )
         )
     document = report.document()
-    (_DIRECTORY / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    try:
+        (_DIRECTORY / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    except OSError as error:
+        session.prose(f"cannot keep the report: {error.strerror}")
     if options.json:
         session.document(document)
     else:

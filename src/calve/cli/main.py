@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import io
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol, cast
 
+from calve.cli import streams
 from calve.cli.session import Session
-from calve.errors import CalveError, CancelledError
+from calve.errors import AccessError, CalveError, CancelledError, SpaceError
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "ENDS", "Command", "main"]
+
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a command in good order: Ctrl-C, a supervisor, a terminal that was closed."""
 
 # Name, module below calve.cli, one line. A module is imported only when its command runs: start-up is a feature.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
@@ -57,8 +61,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code (docs/reference/exit-codes.md)."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path's bytes go out as they came in
+    streams.prepare()
     parser = _parser(argv)
     options = parser.parse_args(argv)
     if options.command is None:
@@ -71,8 +74,10 @@ def main(argv: Sequence[str]) -> int:
         # The second Ctrl-C changes nothing: what is being closed has to be closed.
         session.interrupt()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    for number in ENDS:
+        # `nohup` has SIGHUP ignored, and means it.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         return session.run(lambda: _module(module).run(options, session))
     except CalveError as error:
@@ -80,8 +85,24 @@ def main(argv: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         # Whoever read us has gone (`calve … | head`); nothing is left to say it to.
-        sys.stdout = None
         return 1
+    except OSError as error:
+        # What nobody knew better: a directory that is not ours to write to, a full disk.
+        told = _of_system(error)
+        report(told, session)
+        return told.exit_code
+    finally:
+        streams.let_go()
+
+
+def _of_system(error: OSError) -> CalveError:
+    """Make our error of the system's."""
+    text = error.strerror or str(error)
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return AccessError(text, place=error.filename, hint="is it another user's, or read-only?")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return SpaceError(text, place=error.filename, hint="make room on that file system")
+    return CalveError(text, place=error.filename)
 
 
 def report(error: CalveError, session: Session) -> None:

@@ -6,6 +6,7 @@ being cleaned up is never interrupted half-way.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -42,8 +43,9 @@ class Session:
         return self._err or sys.stderr
 
     def prose(self, text: str) -> None:
-        """Print a line for people."""
-        print(text, file=self.err, flush=True)
+        """Print a line for people; nothing fails because they went away."""
+        with contextlib.suppress(OSError):
+            print(text, file=self.err, flush=True)
 
     def result(self, text: str) -> None:
         """Print a line of the result."""
@@ -51,7 +53,9 @@ class Session:
 
     def document(self, body: Any) -> None:
         """Print the result as one JSON document."""
-        self.result(json.dumps(body, indent=2, ensure_ascii=False))
+        encoding = getattr(self.out, "encoding", None) or ""
+        plain = not encoding.lower().startswith("utf")
+        self.result(json.dumps(body, indent=2, ensure_ascii=plain))
 
     def interrupt(self) -> None:
         """Cancel: what runs comes to an orderly end."""

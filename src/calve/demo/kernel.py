@@ -51,7 +51,8 @@ def kernel(packages: Packages, out: Path) -> Kernel:
     version = match[1]
     final = out / f"linux-{version}-{deb.sha256[:12]}"
     try:
-        if not final.is_dir():
+        if not ((final / "vmlinuz").is_file() and (final / "modules").is_dir()):
+            shutil.rmtree(final, ignore_errors=True)  # somebody cleaned up in it
             _unpack(deb.path, final, version)
     except OSError as error:
         raise storage_error(error, out) from error

@@ -24,6 +24,7 @@ __all__ = ["Deb", "Packages", "Record", "paragraphs"]
 
 _BATCH = 12  # packages per apt-get: progress moves, and a cancelled fetch keeps what it has
 _CHUNK_BYTES = 256 * 1024
+_UNKNOWN_TO_APT = "E: No packages found"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -132,6 +133,12 @@ class Packages:
             record = _record(fields)
             found.setdefault(record.name, record)
         unknown = [name for name in names if name not in found]
+        said = shown.stderr.decode("utf-8", "replace")
+        trouble = [
+            line for line in said.splitlines() if line[:3] == "E: " and line != _UNKNOWN_TO_APT
+        ]
+        if unknown and trouble:
+            raise CalveError(f"apt-cache failed: {trouble[0]}")
         if unknown:
             raise NotFoundError(
                 f"apt knows no package {', '.join(unknown)}",

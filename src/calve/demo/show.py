@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from calve.cache import manifest as manifests
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
-from calve.contract import evidence
+from calve.demo import trouble
 from calve.demo.load import Load, Tally
 from calve.demo.report import Report
 from calve.demo.watch import Told, Watcher
@@ -34,7 +33,7 @@ from calve.progress import Note, Progress
 from calve.region.qemu import MachineImage
 from calve.tasks import Cancel, Group
 from calve.transport.http import Client
-from calve.ui.text import mb, sanitize
+from calve.ui.text import mb
 
 __all__ = ["Play", "fleet_file", "show"]
 
@@ -100,15 +99,17 @@ def fleet_file() -> Config:
 def show(play: Play) -> Report:
     """Play it; whatever was started has ended on return, whichever way."""
     started = play.clock.monotonic()
+    trouble.check_programs()
     workshop = Workshop(play.directory, progress=play.progress, cancel=play.cancel)
-    with contextlib.ExitStack() as owner:
+    with trouble.throwaway(play.directory), contextlib.ExitStack() as owner:
+        work = owner.enter_context(workshop.run())
         store = owner.enter_context(workshop.store())
+        store.clean()
         play.say(f"building two releases of the {play.system} system out of Debian packages")
         systems = [workshop.system(store, play.system, number) for number in (1, 2)]
         initrd = workshop.initrd()
-        work = owner.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=play.directory))
         play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
-        world = owner.enter_context(World(Path(work), draining=play.draining))
+        world = owner.enter_context(World(work, draining=play.draining))
         client = Client(context=None, cancel=play.cancel)
         owner.callback(client.close)
         cache = open_objects(world.operator_cache, client, world.operator_credentials)
@@ -266,21 +267,16 @@ class _Fleet:
         )
 
     def _check_machines(self) -> None:
-        """Raise with a machine's own words where one failed: the group would replace it for ever."""
-        for name in self._world.machines.instances():
-            for event in evidence.read(
-                self._world.machines.console(name).decode("utf-8", "replace")
-            ):
-                if event.kind == "fail":
-                    fields = event.fields
-                    raise CalveError(
-                        sanitize(f"{fields.get('code')}: {fields.get('message')}"), place=name
-                    )
+        trouble.check_machines(self._world.machines)
+        trouble.check_group(self._scaling, self._play.fleet.group)
 
     def _until(self, what: str, within_s: float, done: Callable[[], bool]) -> None:
         clock = self._play.clock
         end = clock.monotonic() + within_s
         while not done():
             if clock.monotonic() > end:
-                raise DeadlineError(f"waited {within_s:.0f} s until {what}")
+                last = trouble.consoles(self._world.machines)
+                raise DeadlineError(
+                    f"waited {within_s:.0f} s until {what}; last on the consoles: {last}"
+                )
             self._play.cancel.wait(_POLL_S)

@@ -1,14 +1,15 @@
 """What the show needs before a machine starts: key, kernel, initrd, systems, root disks.
 
 All of it is kept below one directory and made again only where an input changed, so that a second `make demo`
-starts at once. Nothing in it is secret but the demo's own signing key.
+starts at once. One makes at a time (`kept.Turn`): two demos in one directory share what is kept. Nothing in it is secret but the demo's own signing key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import calve
@@ -16,12 +17,14 @@ from calve.boot.policy import Policy
 from calve.boot.store import BootStore
 from calve.cache import pull
 from calve.cache.objects import Objects
+from calve.demo import kept
 from calve.demo.kernel import Kernel, kernel
 from calve.demo.packages import Packages
 from calve.demo.system import Boot
 from calve.demo.tiny import build_tiny
 from calve.demo.webserver import build_webserver
 from calve.disk import ext4, initrd, payload
+from calve.errors import CalveError
 from calve.nix.signing import Keyring, SecretKey
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
@@ -42,6 +45,17 @@ _KEY_NAME = "calve-demo-1"
 _LEVEL = 9
 
 
+_HALF_MADE = (
+    "packages/.fetch-*",
+    "packages/.index-*",
+    "kernel/.linux-*",
+    "images/.tree-*",
+    "images/.*.new",
+    "images/*.new",
+    "store/.calve-demo-*",
+)
+
+
 class Workshop:
     """Makes and keeps the parts.
 
@@ -58,22 +72,51 @@ class Workshop:
         self.progress = progress
         self.cancel = cancel if cancel is not None else Cancel()
         directory.mkdir(parents=True, exist_ok=True)
+        self._turn = kept.Turn(directory, progress, self.cancel)
         self.packages = Packages(directory / "packages", progress, self.cancel)
         self._kernel: Kernel | None = None
 
     def key(self) -> SecretKey:
         """Return the demo's signing key, made on first use."""
         path = self.directory / "key.sec"
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with self._turn:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    key = SecretKey.parse(path.read_text("ascii"))
+                except (CalveError, UnicodeDecodeError):
+                    self.progress(Note("the demo's signing key is damaged, making another"))
+                else:
+                    if path.stat().st_mode & 0o077:
+                        path.chmod(0o600)
+                    return key
+            key = SecretKey.generate(_KEY_NAME)
+            temporary = path.with_name(".key.sec.new")
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
-                file.write(SecretKey.generate(_KEY_NAME).dump() + "\n")
-        return SecretKey.parse(path.read_text())
+                file.write(key.dump() + "\n")
+            temporary.replace(path)
+        return key
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[Path]:
+        """Make a folder for one run, and remove it in the end; remove what killed runs left, too."""
+        with self._turn:
+            self._sweep()
+        with kept.run_folder(self.directory, self._turn) as folder:
+            yield folder
+
+    def _sweep(self) -> None:
+        """Remove what killed makers left: with the turn being ours, nobody is making anything."""
+        for pattern in _HALF_MADE:
+            for path in self.directory.glob(pattern):
+                kept.remove(path)
 
     def kernel(self) -> Kernel:
         """Return the kernel that machines and systems have."""
-        if self._kernel is None:
-            self._kernel = kernel(self.packages, self.directory / "kernel")
+        with self._turn:
+            if self._kernel is None:
+                self._kernel = kernel(self.packages, self.directory / "kernel")
         return self._kernel
 
     def initrd(self, *, hold_s: float = HOLD_S, ca_file: Path | None = None) -> Path:
@@ -97,9 +140,11 @@ class Workshop:
             ca_file=ca_file,
         )
         path = self.directory / "images" / f"initrd-{_digest(spec)}.img"
-        if not path.exists():
-            self.progress(Note("packing the initrd"))
-            initrd.write(spec, path, level=_LEVEL, cancel=self.cancel)
+        with self._turn:
+            if not kept.sealed(path):
+                self.progress(Note("packing the initrd"))
+                initrd.write(spec, path, level=_LEVEL, cancel=self.cancel)
+                kept.seal(path)
         return path
 
     def system(self, store: LocalStore, name: str, release: int) -> StorePath:
@@ -108,17 +153,20 @@ class Workshop:
         The tiny one has no initrd of its own: it is for fast tests, and only an image's initrd starts it.
         """
         boot = Boot(self.kernel(), None if name == "tiny" else self.initrd())
-        return BUILDERS[name](store, self.packages, release=release, boot=boot)
+        with self._turn:
+            return BUILDERS[name](store, self.packages, release=release, boot=boot)
 
     def store(self) -> LocalStore:
         """Open the store that systems are built into; the caller closes it."""
-        return LocalStore(self.directory / "store", create=True)
+        with self._turn:
+            return LocalStore(self.directory / "store", create=True)
 
     def disk(self, size_bytes: int) -> Path:
         """Return an empty root disk."""
         path = self.directory / "images" / f"root-{size_bytes >> 20}m.raw"
-        if not path.exists():
-            self._make_disk(path, size_bytes, None)
+        with self._turn:
+            if not _has_size(path, size_bytes):
+                self._make_disk(path, size_bytes, None)
         return path
 
     def seeded_disk(
@@ -133,9 +181,15 @@ class Workshop:
             manifest: its digest.
         """
         path = self.directory / "images" / f"root-{size_bytes >> 20}m-{system.digest}.raw"
-        if path.exists():
-            return path
-        self.progress(Note("making a root disk that is seeded with release 1"))
+        with self._turn:
+            if not _has_size(path, size_bytes):
+                self.progress(Note("making a root disk that is seeded with release 1"))
+                self._seed(path, size_bytes, cache, system, manifest)
+        return path
+
+    def _seed(
+        self, path: Path, size_bytes: int, cache: Objects, system: StorePath, manifest: str
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         name = f".tree-{system.digest}"
@@ -152,14 +206,24 @@ class Workshop:
         finally:
             remove_tree(folder, name)
             os.close(folder)
-        return path
 
     def _make_disk(self, path: Path, size_bytes: int, tree: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        ext4.make(temporary, size_bytes, tree=tree, cancel=self.cancel)
-        temporary.replace(path)
+        try:
+            ext4.make(temporary, size_bytes, tree=tree, cancel=self.cancel)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    """Say whether a disk is there, and whole as far as its size tells."""
+    try:
+        return path.stat().st_size == size_bytes
+    except FileNotFoundError:
+        return False
 
 
 def _digest(spec: initrd.Initrd) -> str:

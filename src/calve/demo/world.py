@@ -70,7 +70,7 @@ class World:
         self.s3 = Server(self.objects.handle, name="s3")
         self.machines = QemuMachines(directory / "machines", self._metadata)
         # A target group is checked every 5 s at the least on AWS, which is long for a show.
-        self.balancer = HaProxy(check_interval_s=1.0)
+        self.balancer = HaProxy(check_interval_s=1.0, directory=directory)
         self.cloud = Cloud(self.machines, self.balancer, region=REGION, draining=draining)
         self._api = Server(self.cloud.handle, name="aws")
 

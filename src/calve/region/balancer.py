@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import re
 import shutil
 import socket
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError, ConflictError, DeadlineError, TransientError
 from calve.process import Process, which
+from calve.region import guard
 from calve.region.targets import Check, HealthCheck
 
 if TYPE_CHECKING:
@@ -72,13 +74,20 @@ class HaProxy:
         port: Where clients connect on 127.0.0.1; 0 for a free one.
         check_interval_s: How often a target is really checked; None for what the target group says (at least 5 s
             on AWS, which is long for a demonstration).
+        directory: Where its own files are kept, in a folder that goes with it; None for the temporary directory.
         clock: For waiting.
     """
 
     def __init__(
-        self, *, port: int = 0, check_interval_s: float | None = None, clock: Clock = SYSTEM
+        self,
+        *,
+        port: int = 0,
+        check_interval_s: float | None = None,
+        directory: Path | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         self._interval_s = check_interval_s
+        self._parent = directory
         self._clock = clock
         self._socket: socket.socket | None = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,7 +98,9 @@ class HaProxy:
             raise ConflictError(f"port {port} is taken: {error.strerror}") from error
         self.address: tuple[str, int] = self._socket.getsockname()
         self._process: Process | None = None
+        self._owner = contextlib.ExitStack()
         self._directory: Path | None = None
+        self._admin = ""
         self._options = ""
         self._names: dict[str, str] = {}
         self._leftover: list[str] = []
@@ -99,11 +110,24 @@ class HaProxy:
 
     def start(self, check: HealthCheck) -> None:
         """Start the process; DeadlineError or CalveError, with its last words, where it does not come up."""
+        try:
+            self._start(check)
+        except OSError as error:
+            raise CalveError(
+                f"cannot start haproxy: {error.strerror or error}", place=error.filename
+            ) from error
+
+    def _start(self, check: HealthCheck) -> None:
         if self._process is not None and self._process.returncode is not None:
             raise CalveError(f"haproxy has ended: {self._last_words()}")
         if self._process is not None or self._socket is None:
             raise ConflictError("this balancer is started, or closed, already")
-        self._directory = Path(tempfile.mkdtemp(prefix="calve-lb-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="calve-lb-", dir=self._parent))
+        self._owner.callback(shutil.rmtree, self._directory, ignore_errors=True)
+        # By its descriptor: a socket's path has 107 bytes, and a temporary directory may have more.
+        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._owner.callback(os.close, folder)
+        self._admin = f"/proc/self/fd/{folder}/admin"
         with contextlib.ExitStack() as files, socket.socket(socket.AF_UNIX) as admin:
             admin.bind(self._admin)
             admin.listen()
@@ -119,6 +143,7 @@ class HaProxy:
                 unprivileged=True,
                 cwd=Path("/"),  # ours may not be nobody's to enter
             )
+        guard.keep(self._process, self._owner)
         self._socket.close()
         self._socket = None
         self._await_admin(self._process)
@@ -154,17 +179,13 @@ backend {_PROXY}
   http-check expect status 200
 """
 
-    @property
-    def _admin(self) -> str:
-        return f"{self._directory}/admin"
-
     def _await_admin(self, process: Process) -> None:
         never = threading.Event()
         deadline = self._clock.monotonic() + START_S
         while True:
             try:
                 self._command("show info")
-            except TransientError:
+            except CalveError:
                 if process.returncode is not None:
                     raise CalveError(f"haproxy ended at once: {self._last_words()}") from None
                 if self._clock.monotonic() > deadline:
@@ -187,9 +208,7 @@ backend {_PROXY}
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+        self._owner.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +287,9 @@ backend {_PROXY}
                 while part := admin.recv(65536):
                     parts.append(part)
         except OSError as error:
+            code = None if self._process is None else self._process.returncode
+            if code is not None:
+                raise CalveError(f"haproxy has ended with {code}: {self._last_words()}") from error
             raise TransientError(
                 f"haproxy's admin socket does not answer: {error}. {self._last_words()}"
             ) from error

@@ -93,6 +93,7 @@ class Cloud:
         self._lock = threading.Lock()
         self._poke = threading.Event()
         self._stopping = False
+        self._failure = ""
         self._threads = Threads("region-cloud", limit=1)
         self._requests = 0
         self._refused: dict[str, str] = {}
@@ -178,7 +179,9 @@ class Cloud:
                 "Request would have succeeded, but DryRun flag is set.",
             )
         if self._threads.cancel.cancelled:
-            raise Refusal(500, "InternalFailure", "The simulated region's driver has failed.")
+            raise Refusal(
+                500, "InternalFailure", f"The simulated region's driver has failed: {self._failure}"
+            )
         with self._lock:
             result = perform(params, self._now())
         self._poke.set()
@@ -203,6 +206,13 @@ class Cloud:
     # The driver
 
     def _drive(self) -> None:
+        try:
+            self._rounds()
+        except Exception as error:
+            self._failure = str(error)
+            raise
+
+    def _rounds(self) -> None:
         while not self._stopping and not self._threads.cancel.cancelled:
             self._poke.clear()
             wake_at = self.round()

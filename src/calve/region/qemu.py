@@ -9,6 +9,7 @@ it gets open files, not paths, so that it needs no permission on the directories
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 
 from calve.errors import CalveError, NotFoundError
 from calve.process import NOBODY, Process, which
+from calve.region import guard
 from calve.region.machine import Launch
 from calve.region.server import Server
 
@@ -28,6 +30,7 @@ __all__ = ["Forward", "MachineImage", "QemuMachines"]
 
 METADATA = "169.254.169.254"
 _NET = "net=169.254.169.0/24,host=169.254.169.2,dns=169.254.169.3,dhcpstart=169.254.169.15"
+_FULL = "werror=report"  # where our disk is full, the machine is told; by default it would stand still
 _COPY_BYTES = 1 << 20
 
 
@@ -94,7 +97,16 @@ class QemuMachines:
 
         Raises:
             NotFoundError: no such image.
+            CalveError: no room for its disk, or QEMU does not start.
         """
+        try:
+            self._launch(launch)
+        except OSError as error:
+            raise CalveError(
+                f"cannot make a machine: {error.strerror}", place=error.filename
+            ) from error
+
+    def _launch(self, launch: Launch) -> None:
         image = self.images.get(launch.image_id)
         if image is None:
             raise NotFoundError(f"no image {launch.image_id}")
@@ -136,7 +148,7 @@ class QemuMachines:
                 *("-mon", "chardev=control,mode=control"),
                 *("-kernel", f"/dev/fd/{descriptors[0]}", "-initrd", f"/dev/fd/{descriptors[1]}"),
                 *("-append", image.command_line),
-                *("-drive", f"file=/dev/fd/{disk_fd},format=raw,if=virtio,discard=unmap"),
+                *("-drive", f"file=/dev/fd/{disk_fd},format=raw,if=virtio,discard=unmap,{_FULL}"),
                 *("-netdev", f"user,id=net,{_NET},restrict=on,hostfwd=tcp:127.0.0.1:0-:80,{net}"),
                 *("-device", "virtio-net-pci,netdev=net,romfile="),
             ]
@@ -148,7 +160,7 @@ class QemuMachines:
                 unprivileged=True,
                 cwd=Path("/"),  # ours may not be nobody's to enter
             )
-        undo.callback(process.stop)
+        guard.keep(process, undo)
         try:
             port = _Control(ours).forwarded_port()
         except (OSError, ValueError, KeyError) as error:
@@ -170,6 +182,18 @@ class QemuMachines:
         """Say whether it runs: false once it powered off."""
         machine = self._machines.get(instance_id)
         return machine is not None and machine.process.returncode is None
+
+    def ended(self) -> dict[str, int]:
+        """Return those that ended by themselves, with QEMU's exit status: minus a signal's number, 0 a power-off."""
+        with self._lock:
+            machines = list(self._machines.items())
+        codes = {name: machine.process.returncode for name, machine in machines}
+        # One that is terminated just now has left the table before it ends.
+        return {
+            name: code
+            for name, code in codes.items()
+            if code is not None and name in self._machines
+        }
 
     def console(self, instance_id: str) -> bytes:
         """Return the console's text so far, of an ended instance too."""
@@ -259,6 +283,8 @@ def copy_sparse(source: Path, target: Path) -> None:
             reader.seek(at)
             writer.seek(at)
             while at < end:
-                at += os.sendfile(
-                    writer.fileno(), reader.fileno(), at, min(end - at, _COPY_BYTES * 64)
-                )
+                count = min(end - at, _COPY_BYTES * 64)
+                sent = os.sendfile(writer.fileno(), reader.fileno(), at, count)
+                if not sent:
+                    raise OSError(errno.EIO, "it became shorter while it was copied", str(source))
+                at += sent

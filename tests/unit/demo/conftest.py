@@ -111,7 +111,7 @@ SHOW = """#!/bin/sh
 while [ "$1" != -- ]; do shift; done
 shift
 for name in "$@"; do
-  if [ -e "$FAKE_APT/$name" ]; then cat "$FAKE_APT/$name"; else echo "E: No $name" >&2; code=100; fi
+  if [ -e "$FAKE_APT/$name" ]; then cat "$FAKE_APT/$name"; else echo "N: Unable to locate package $name" >&2; code=100; fi
 done
 exit ${code:-0}
 """
