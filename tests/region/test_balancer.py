@@ -2,6 +2,7 @@
 
 import http.client
 import http.server
+import signal
 import threading
 import time
 from pathlib import Path
@@ -200,3 +201,25 @@ def test_nothing_is_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with HaProxy(port=one.address[1]) as again:
         assert again.address == one.address
+
+
+def test_a_long_directory_holds_its_socket_and_is_left_empty(tmp_path):
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    with HaProxy(check_interval_s=0.1, directory=folder) as one:
+        one.start(CHECK)
+        assert one.checks() == {}
+        assert len(list(folder.iterdir())) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_a_killed_haproxy_is_told_as_that(balancer):
+    balancer._process.signal(signal.SIGKILL)
+    balancer._process.wait()
+    with pytest.raises(CalveError, match="haproxy has ended with -9"):
+        balancer.checks()
+
+
+def test_no_room_for_its_files_is_our_error(tmp_path):
+    with HaProxy(directory=tmp_path / "absent") as one, pytest.raises(CalveError, match="start"):
+        one.start(CHECK)

@@ -597,7 +597,7 @@ def test_a_balancer_that_dies_is_reported_by_the_cloud():
     machines = FakeMachines()
     threads = threading.active_count()
     with (
-        pytest.raises(TransientError, match="admin socket"),
+        pytest.raises(CalveError, match="haproxy has ended with"),
         HaProxy() as balancer,
         Cloud(machines, balancer, poll_s=0.05) as cloud,
         Server(cloud.handle) as server,
@@ -607,6 +607,8 @@ def test_a_balancer_that_dies_is_reported_by_the_cloud():
         place.fleet()
         balancer.close()
         until(lambda: cloud._threads.cancel.cancelled)
+        with pytest.raises(TransientError, match="driver has failed: haproxy has ended with"):
+            place.groups.group("web")
         place.close()
     assert not any(machines.running(one) for one in machines.made)
     assert threading.active_count() == threads

@@ -38,7 +38,6 @@ def run(options: argparse.Namespace, session: Session) -> int:
     from calve.ui.live import Board
 
     with Board(session.err, ["doing"], key="machine") as board:
-
         # A terminal that went away, a log on a full disk: no reason to end.
         def draw(event: Event) -> None:
             with contextlib.suppress(OSError):

@@ -67,7 +67,7 @@ def check_machines(machines: QemuMachines) -> None:
         raise CalveError(
             f"QEMU {how}; last on the machine's console: {_last_line(machines, name)}",
             place=name,
-            hint="each machine takes 512 MB of this host's memory, and four run at a time",
+            hint="four machines at a time take 2 GB of memory, and disk where .calve is: is there room?",
         )
 
 

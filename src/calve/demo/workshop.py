@@ -1,7 +1,8 @@
 """What the show needs before a machine starts: key, kernel, initrd, systems, root disks.
 
 All of it is kept below one directory and made again only where an input changed, so that a second `make demo`
-starts at once. One makes at a time (`kept.Turn`): two demos in one directory share what is kept. Nothing in it is secret but the demo's own signing key.
+starts at once. One makes at a time (`kept.Turn`): two demos in one directory share what is kept. Nothing in it is
+secret but the demo's own signing key.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ _HALF_MADE = (
     "images/*.new",
     "store/.calve-demo-*",
 )
+
+
+_KEPT = {"images/initrd-*.img": 4, "images/root-*-*.raw": 2}
+"""How many of the parts that change with a source or a package stay; older ones are made again when wanted."""
 
 
 class Workshop:
@@ -111,6 +116,11 @@ class Workshop:
         for pattern in _HALF_MADE:
             for path in self.directory.glob(pattern):
                 kept.remove(path)
+        for pattern, count in _KEPT.items():
+            newest = sorted(self.directory.glob(pattern), key=lambda path: -path.stat().st_mtime)
+            for path in newest[count:]:
+                kept.remove(path)
+                kept.remove(path.with_name(f"{path.name}.sha256"))
 
     def kernel(self) -> Kernel:
         """Return the kernel that machines and systems have."""

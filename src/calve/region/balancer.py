@@ -287,7 +287,8 @@ backend {_PROXY}
                 while part := admin.recv(65536):
                     parts.append(part)
         except OSError as error:
-            code = None if self._process is None else self._process.returncode
+            # What is dying closes its sockets first.
+            code = None if self._process is None else self._process.wait(0.2)
             if code is not None:
                 raise CalveError(f"haproxy has ended with {code}: {self._last_words()}") from error
             raise TransientError(

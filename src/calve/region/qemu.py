@@ -30,7 +30,9 @@ __all__ = ["Forward", "MachineImage", "QemuMachines"]
 
 METADATA = "169.254.169.254"
 _NET = "net=169.254.169.0/24,host=169.254.169.2,dns=169.254.169.3,dhcpstart=169.254.169.15"
-_FULL = "werror=report"  # where our disk is full, the machine is told; by default it would stand still
+_FULL = (
+    "werror=report"  # where our disk is full, the machine is told; by default it would stand still
+)
 _COPY_BYTES = 1 << 20
 
 

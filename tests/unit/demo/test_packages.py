@@ -116,3 +116,11 @@ def test_paragraphs():
 def test_damaged_paragraphs_name_the_line(text):
     with pytest.raises(DamagedError, match=r"^t:\d"):
         list(paragraphs(text, "t"))
+
+
+def test_apt_that_cannot_work_is_not_taken_for_one_that_knows_nothing(make, apt, tmp_path):
+    script = tmp_path / "bin" / "apt-cache"
+    script.write_text("#!/bin/sh\necho 'E: Unable to mkstemp /x' >&2; exit 100\n")
+    with pytest.raises(CalveError, match="apt-cache failed: E: Unable to mkstemp") as told:
+        Packages(tmp_path / "cache").fetch(["a"])
+    assert not isinstance(told.value, NotFoundError)
