@@ -38,7 +38,7 @@ INFOS = st.builds(
     references=st.sets(PATHS, max_size=4).map(lambda found: tuple(sorted(found))),
     deriver=st.none() | PATHS,
     signatures=st.lists(SIGNATURES, max_size=3).map(tuple),
-    ca=st.none() | FILLED,
+    ca=st.none() | st.builds("{}{}".format, st.sampled_from(["text:", "fixed:r:"]), HASHES),
 )
 KNOWN = {
     "StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize",

@@ -15,7 +15,14 @@ from calve.cache.objects import MissingCacheError, open_objects
 from calve.cache.pull import plan, pull
 from calve.cache.push import push
 from calve.cache.s3 import PART_BYTES
-from calve.errors import AccessError, DamagedError, NotFoundError, TransientError, UsageError
+from calve.errors import (
+    AccessError,
+    CancelledError,
+    DamagedError,
+    NotFoundError,
+    TransientError,
+    UsageError,
+)
 from calve.nix import nar
 from calve.nix.closure import closure
 from calve.nix.hashes import Hash, encode32
@@ -26,6 +33,7 @@ from calve.nix.storepath import StorePath
 from calve.region.faults import Answer, Flip, Lost, Reset, Truncate
 from calve.region.message import Response
 from calve.region.signature import Allow
+from calve.tasks import Cancel
 from calve.transport.credentials import Credentials, Static
 from calve.transport.http import Client
 
@@ -461,3 +469,97 @@ def test_credentials_that_expire_in_the_middle_are_renewed(
     _, infos = pulled(tmp_path, "there", cache, top, ring, digest)
     assert (provider.renewed, len(infos)) == (1, 12)
     assert closure([top], {info.path: info for info in infos}.__getitem__)
+
+
+def test_push_and_pull_of_who_may_not_list(
+    objects_of, principals, service, store, top, key, ring, tmp_path
+):
+    """To them S3 calls a missing object denied, with a reason for a GET and with none for a HEAD."""
+    actions = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+    policy = [Allow(action, "arn:aws:s3:::nix/*") for action in actions]
+    cache = objects_of(principals.add_user("pusher", policy))
+    done = push(store, [top], cache, key)
+    assert done.new_paths == 12
+    assert pulled(tmp_path, "there", cache, top, ring, done.manifests[top])[0].paths == 12
+    assert push(store, [top], cache, key).new_paths == 0
+
+
+def test_wrong_credentials_end_a_push_before_it_writes_more(
+    objects_of, admin, server, service, store, top, key
+):
+    class Late:
+        """Right for the pending record, wrong from then on."""
+
+        def credentials(self, *, refresh=False):
+            secret = "x" * 40 if service.counts["PutObject"] else admin.secret_key
+            return Credentials(admin.access_key, secret, admin.token)
+
+    cache = objects_of(admin)
+    cache._signer._provider = Late()
+    seen = []
+    server.faults = lambda request: seen.append((request.method, request.path))
+    with pytest.raises(AccessError, match="SignatureDoesNotMatch"):
+        push(store, [top], cache, key)
+    server.faults = None
+    written = [path for method, path in seen if method in {"PUT", "POST"}]
+    assert len(written) == 1
+    assert "/pending/" in written[0]
+
+
+def test_a_cancelled_upload_leaves_no_parts(server, admin, service):
+    cancel = Cancel()
+    with Client(read_s=5.0, cancel=cancel) as client:
+        provider = Static(Credentials(admin.access_key, admin.secret_key, admin.token))
+        url = f"s3://nix?region={REGION}&endpoint={server.url}"
+        cache = open_objects(url, client, provider)
+
+        def chunks():
+            yield os.urandom(PART_BYTES)
+            assert service.uploads.pending()
+            cancel.cancel()
+            cancel.check()
+
+        with pytest.raises(CancelledError):
+            cache.put_stream("nar/x", chunks(), only_new=True)
+    assert service.uploads.pending() == []
+    assert service.counts["AbortMultipartUpload"] == 1
+
+
+def test_an_abort_after_a_cancel_is_not_waited_for(server, admin, service, faults):
+    cancel = Cancel()
+    faults.add(Answer(SLOW), method="DELETE", times=None)
+    with Client(read_s=5.0, cancel=cancel) as client:
+        provider = Static(Credentials(admin.access_key, admin.secret_key, admin.token))
+        url = f"s3://nix?region={REGION}&endpoint={server.url}"
+        cache = open_objects(url, client, provider)
+
+        def chunks():
+            yield os.urandom(PART_BYTES)
+            cancel.cancel()
+            cancel.check()
+
+        with pytest.raises(CancelledError):
+            cache.put_stream("nar/x", chunks(), only_new=True)
+    assert len(service.uploads.pending()) == 1  # the bucket's lifecycle takes it
+
+
+@pytest.mark.parametrize("encoding", ["foo", "utf-7", "hex"])
+def test_a_listing_in_an_unknown_encoding(cache, faults, encoding):
+    body = f'<?xml version="1.0" encoding="{encoding}"?><ListBucketResult/>'.encode()
+    faults.add(Answer(Response(200, {}, body)), method="GET")
+    with pytest.raises(DamagedError, match="not XML"):
+        list(cache.list(""))
+
+
+def test_a_size_of_five_thousand_digits(cache, monkeypatch):
+    answer = Response(200, {"content-length": "9" * 5000}, b"")
+    monkeypatch.setattr(cache, "send", lambda *_: (answer, b""))
+    with pytest.raises(DamagedError, match="no size"):
+        cache.head("x")
+
+
+def test_a_part_with_a_strange_tag(cache, service, faults):
+    faults.add(Answer(Response(200, {"ETag": '"\xe9\xe9"'}, b"")), method="PUT")
+    with pytest.raises(DamagedError, match="without an ETag"):
+        cache.put_stream("nar/x", iter([os.urandom(PART_BYTES)]), only_new=True)
+    assert service.uploads.pending() == []

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,10 @@ __all__ = ["DirectoryObjects"]
 
 _TEMPORARY = ".calve-"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A key is foreign: one that no file can have is one that is not there.
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+# Not to wait for a writer where a pipe lies in the cache.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _File:
@@ -51,7 +56,7 @@ class _File:
 def _translate(error: OSError, place: str, *, writing: bool = False) -> CalveError:
     """Return the error of ours for one of the file system."""
     text = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError | NotADirectoryError) and not writing:
+    if error.errno in _ABSENT and not writing:
         return NotFoundError("there is no such object", place=place)
     if isinstance(error, PermissionError):
         return AccessError(text, place=place)
@@ -80,13 +85,16 @@ class DirectoryObjects:
     def _open(self, key: str) -> int:
         path = self._path(key)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, _OPEN)
         except FileNotFoundError as error:
             if not self._root.is_dir():
                 raise MissingCacheError("there is no such directory", place=self.url) from error
             raise _translate(error, self._place(key)) from error
         except OSError as error:
             raise _translate(error, self._place(key)) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise DamagedError("the object is not a file", place=self._place(key))
         return descriptor
 
     def get(self, key: str, limit: int) -> bytes:
@@ -113,11 +121,14 @@ class DirectoryObjects:
     def head(self, key: str) -> int | None:
         """Return an object's size in bytes; None where there is none."""
         try:
-            return self._path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            status = self._path(key).stat()
         except OSError as error:
+            if error.errno in _ABSENT:
+                return None
             raise _translate(error, self._place(key)) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedError("the object is not a file", place=self._place(key))
+        return status.st_size
 
     def put(
         self,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from calve.cache import record
 from calve.cache.compression import compressor, decompressor
 from calve.errors import DamagedError, UsageError
 from calve.nix.hashes import Hash
-from calve.nix.narinfo import NarInfo, PathInfo, merge_signatures
+from calve.nix.narinfo import NarInfo, PathInfo, check_ca, merge_signatures
 from calve.nix.signing import Signature
 from calve.nix.storepath import StorePath
 
@@ -92,7 +92,8 @@ class Manifest:
         items = fields.items("paths")
         if len(items) > MAX_PATHS:
             raise DamagedError(f"more than {MAX_PATHS} paths", place=place)
-        paths = tuple(_parse_path(item, f"{place}: path {at}") for at, item in enumerate(items))
+        names = _Names()
+        paths = tuple(_parse_path(item, f"{place}: path {at}", names) for at, item in _taken(items))
         manifest = cls(fields.text("toplevel", StorePath.from_basename), paths)
         manifest.check(place)
         return manifest
@@ -131,20 +132,35 @@ def _dump_path(entry: NarInfo) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _parse_path(item: object, place: str) -> NarInfo:
+class _Names(dict[str, StorePath]):
+    """Store paths by their base names: one object for each, however many refer to it."""
+
+    def __missing__(self, name: str) -> StorePath:
+        path = self[name] = StorePath.from_basename(name)
+        return path
+
+
+def _taken(items: list[Any]) -> Iterator[tuple[int, Any]]:
+    """Enumerate a list and let go of each item: the agent has no room for both forms of all of them."""
+    for at, item in enumerate(items):
+        items[at] = None
+        yield at, item
+
+
+def _parse_path(item: object, place: str, names: _Names) -> NarInfo:
     fields = record.Fields(item, place)
     nar_size = fields.number("narSize")
     if nar_size == 0:
         raise DamagedError("narSize is 0", place=place)
     return NarInfo(
         info=PathInfo(
-            path=fields.text("path", StorePath.from_basename),
+            path=fields.text("path", names.__getitem__),
             nar_hash=fields.text("narHash", _sha256),
             nar_size=nar_size,
-            references=tuple(sorted(set(fields.texts("references", StorePath.from_basename)))),
+            references=tuple(sorted(set(fields.texts("references", names.__getitem__)))),
             deriver=fields.optional("deriver", StorePath.from_basename),
             signatures=fields.texts("signatures", Signature.parse),
-            ca=fields.optional("ca", str),
+            ca=fields.optional("ca", check_ca),
         ),
         url=fields.text("url", str),
         compression=fields.text("compression", str),
@@ -238,6 +254,8 @@ def read(objects: Objects, digest: str) -> Manifest:
         if total > MAX_BYTES:
             raise DamagedError(f"the manifest is longer than {MAX_BYTES} bytes", place=place)
     body = b"".join(parts)
+    parts.clear()
+    packed = b""
     if digest_of(body) != digest:
         raise DamagedError("the manifest is not the one of this digest", place=place)
     return Manifest.parse(body, place)

@@ -21,6 +21,7 @@ __all__ = ["MissingCacheError", "Objects", "Readable", "check_key", "content_typ
 
 MAX_KEY_BYTES = 1024  # S3's bound
 _KEY = re.compile(r"[!-~]{1,1024}")
+_ESCAPES = (("%2e", "."), ("%2E", "."), ("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\"))
 
 
 class MissingCacheError(NotFoundError):
@@ -111,12 +112,15 @@ class Objects(Protocol):
 def check_key(key: str, place: object = None) -> str:
     """Return a key; DamagedError unless it stays below the cache's own address."""
     path = key.partition("?")[0]
+    for escape, letter in _ESCAPES:  # a web server takes them for what they stand for
+        path = path.replace(escape, letter)
     if (
         not _KEY.fullmatch(key)
         or "://" in path
         or "#" in key
-        or "\\" in key
+        or "\\" in f"{key}{path}"
         or any(part in {"", ".", ".."} for part in path.split("/"))
+        or any(part in {".", ".."} for part in key.split("/"))  # a directory knows of no query
     ):
         raise DamagedError(f"{key[:200]!r} is not the key of an object in this cache", place=place)
     return key

@@ -40,6 +40,7 @@ __all__ = ["PullPlan", "Pulled", "plan", "pull"]
 _PREFETCH_BYTES = 256 * 1024
 _READ_BYTES = 64 * 1024
 _BATCH_BYTES = 128 << 20
+_SLACK_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 20
 
 
@@ -209,7 +210,7 @@ class _Fetcher:
         place = f"{found.cache.url}/{entry.url}"
         try:
             with found.cache.open(entry.url, entry.file_size) as source:
-                reader = _Prefetched(source, cancel, self)
+                reader = _Prefetched(source, cancel, self, _most(info.nar_size), place)
                 reader.prefetch()
                 self._enter(cancel)
                 try:
@@ -254,13 +255,22 @@ class _Fetcher:
         self._progress(Step("pull", self.done_bytes, self._plan.nar_bytes))
 
 
+def _most(nar_bytes: int) -> int:
+    """Return how long a compressed NAR may be: empty frames would go on for ever without a byte of NAR."""
+    return 2 * nar_bytes + _SLACK_BYTES
+
+
 class _Prefetched:
     """An object's bytes, the first of them ahead of their use."""
 
-    def __init__(self, source: Readable, cancel: Cancel, owner: _Fetcher) -> None:
+    def __init__(
+        self, source: Readable, cancel: Cancel, owner: _Fetcher, left: int, place: str
+    ) -> None:
         self._source = source
         self._cancel = cancel
         self._owner = owner
+        self._left = left
+        self._place = place
         self._ahead: list[bytes] = []
         self._ended = False
 
@@ -282,6 +292,9 @@ class _Prefetched:
         self._cancel.check()
         data = self._source.read(_READ_BYTES)
         self._owner._count(fetched=len(data))  # noqa: SLF001  (one thing in two classes)
+        self._left -= len(data)
+        if self._left < 0:
+            raise DamagedError("longer than any compression makes this NAR", place=self._place)
         return data
 
 

@@ -277,7 +277,7 @@ class _Push:
         """Make sure that a NAR is there; return its entry, not yet written."""
         name = f"nar/{encode32(info.nar_hash.digest)}.nar.zst"
         entry = NarInfo(info.signed(self._key), name, "zstd")
-        size = self._objects.head(name) if info.nar_size >= _ASK_BYTES else None
+        size = self._there(name) if info.nar_size >= _ASK_BYTES else None
         if size is not None:
             self._meter.add(info.nar_size)
             return False, replace(entry, file_size=size)
@@ -287,12 +287,21 @@ class _Push:
             self._meter.add(0, sent=stream.file_size)
             made = replace(entry, file_hash=stream.file_hash, file_size=stream.file_size)
             return False, made
-        size = self._objects.head(name)
+        size = self._there(name)
         if size is None:
             raise ConflictError(
                 "the object was there and is gone", place=f"{self._objects.url}/{name}"
             )
         return False, replace(entry, file_size=size)
+
+    def _there(self, name: str) -> int | None:
+        """Return a NAR's size, None where it is not there; who may not list is told "denied" of that too."""
+        try:
+            return self._objects.head(name)
+        except AccessError as error:
+            if error.service_code:
+                raise
+            return None
 
     def _stream(self, info: PathInfo, name: str, cancel: Cancel) -> NarStream | None:
         """Send a NAR; None where the object was there already."""

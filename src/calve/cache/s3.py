@@ -18,6 +18,7 @@ from calve.cache import objects, web
 from calve.cache.url import S3
 from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, UsageError
 from calve.transport import sigv4
+from calve.transport.call import signed_request
 from calve.transport.credentials import Provider
 from calve.transport.http import Client, Response
 from calve.transport.sigv4 import Signer
@@ -29,6 +30,7 @@ PART_BYTES = 8 << 20
 _MAX_PARTS = 10_000
 _ANSWER_BYTES = 64 * 1024
 _LISTING_BYTES = 8 << 20  # 1,000 keys of 1 KiB, and what XML makes of them
+_LAST_S = 3.0  # for the network, when the user has already asked us to stop
 _COMPLETE_READ_S = 120.0  # S3 may take minutes to join parts
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]{1,1024})</UploadId>")
 
@@ -155,7 +157,7 @@ class S3Objects(web.Remote):
             "PUT", key, query=query, headers=sums, body=data, limit=_ANSWER_BYTES
         )
         tag = response.headers.get("etag", "").strip('"')
-        if not tag.isalnum():
+        if not (tag.isascii() and tag.isalnum()):
             raise DamagedError("S3 took a part without an ETag", place=f"{self._url}/{key}")
         return (
             f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{tag}&quot;</ETag>"
@@ -200,9 +202,17 @@ class S3Objects(web.Remote):
             raise error_from(200, problem, response.headers, place=f"{self._url}/{key}")
 
     def _abort(self, key: str, upload: str) -> None:
+        """Remove the parts; after a Ctrl-C too, by one request that is not waited for long."""
         # Where this fails too, the bucket's lifecycle removes the parts.
         with suppress(CalveError):
-            self.send("DELETE", key, query=f"?{upload}", limit=_ANSWER_BYTES)
+            if not self._client.cancel.cancelled:
+                self.send("DELETE", key, query=f"?{upload}", limit=_ANSWER_BYTES)
+                return
+            with (
+                self._client.heir(connect_s=_LAST_S, read_s=_LAST_S) as client,
+                signed_request(client, self._signer, "DELETE", f"{self.address(key)}?{upload}"),
+            ):
+                pass
 
     def _sums(self, data: bytes) -> dict[str, str]:
         digest = hashlib.sha256(data).digest()
@@ -238,7 +248,7 @@ class S3Objects(web.Remote):
         _, body = self.send("GET", "", query=f"?{query}", limit=_LISTING_BYTES)
         try:
             root = ET.fromstring(body)  # noqa: S314  (expat bounds the expansion of entities)
-        except ET.ParseError as error:
+        except (ET.ParseError, LookupError, ValueError) as error:  # the latter of its encoding
             raise DamagedError(f"the listing is not XML: {error}", place=place) from error
         space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
         keys = [found.text or "" for found in root.iterfind(f"{space}Contents/{space}Key")]

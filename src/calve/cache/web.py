@@ -75,7 +75,9 @@ class Remote:
             # Whoever may not list a bucket is not told that an object is missing.
             vague = _DENIED.fullmatch(error.message) is not None
             message = f"denied or missing: {error.message}" if vague else error.message
-            return AccessError(message, place=place, hint=error.hint)
+            made = AccessError(message, place=place, hint=error.hint)
+            made.service_code = error.service_code
+            return made
         return error
 
     def send(
@@ -145,7 +147,7 @@ class Remote:
         except NotFoundError:
             return None
         length = response.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()):
+        if not (length.isascii() and length.isdigit() and len(length) < 19):
             raise DamagedError("the server gives no size", place=f"{self._url}/{key}")
         return int(length)
 

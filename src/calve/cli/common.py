@@ -49,9 +49,10 @@ def between(least: int, most: int) -> Callable[[str], int]:
     """Return a converter for argparse: a whole number between two bounds."""
 
     def convert(text: str) -> int:
-        if not text.isascii() or not text.isdecimal() or not least <= int(text[:20]) <= most:
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else least - 1
+        if not least <= number <= most:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} to {most}")
-        return int(text)
+        return number
 
     return convert
 

@@ -38,6 +38,8 @@ FILE_NAME = "calve.toml"
 
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_HEADER = re.compile(r"\[([^\[\]]+)\]")
+_KEY = re.compile(r"[A-Za-z0-9_.\"' -]+")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WITHIN_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
@@ -174,7 +176,7 @@ def parse(text: str, path: Path) -> Config:
 
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise UsageError(f"not TOML: {error}", place=path) from error
     try:
         return _Reader(path).read(document)
@@ -324,13 +326,13 @@ def _line_of(text: str, path: str) -> int | None:
     found: dict[int, list[int]] = {}
     table: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
-        assigned = re.match(r"\s*([A-Za-z0-9_.\"' -]+?)\s*=", line)
+        header = _HEADER.match(line.strip())
+        assigned, equals, _ = line.partition("=")
         if header is not None:
             table = _names(header[1])
             here = table
-        elif assigned is not None:
-            here = table + _names(assigned[1])
+        elif equals and _KEY.fullmatch(assigned.strip()):
+            here = table + _names(assigned)
         else:
             continue
         if keys[: len(here)] == here:

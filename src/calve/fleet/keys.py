@@ -104,7 +104,7 @@ def write_file(key: SecretKey, path: Path) -> None:
     except OSError as error:
         raise CalveError(f"cannot be written: {error.strerror}", place=path) from error
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o600)  # whatever the umask
             file.write(f"{key.dump()}\n")
             file.flush()

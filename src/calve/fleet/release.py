@@ -11,9 +11,12 @@ import json
 import re
 from dataclasses import dataclass
 
+from calve.cache import record
+from calve.cache.manifest import check_digest
 from calve.cache.objects import Objects
 from calve.contract.userdata import UserData
 from calve.errors import ConflictError, DamagedError, UsageError
+from calve.nix.storepath import StorePath
 
 __all__ = ["Release", "create", "latest", "read"]
 
@@ -22,6 +25,7 @@ _LIMIT_BYTES = 64 * 1024
 _FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"fleets/[^/]+/releases/([0-9]{8})\.json")
 _TRIES = 32
+_MAX_NUMBER = 99_999_999  # 8 digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +83,43 @@ class Release:
         """Read a record.
 
         Raises:
-            UsageError: it is of a newer version than we know.
+            UsageError: it is of a version that we do not read.
             DamagedError: it is no record.
         """
-        try:
-            body = json.loads(data)
-            version = body["version"]
-            if isinstance(version, int) and version > VERSION:
-                raise UsageError(
-                    f"release record of version {version}", place=place, hint="upgrade calve"
-                )
-            release = cls(
-                fleet=str(body["fleet"]),
-                number=int(body["number"]),
-                system=str(body["system"]),
-                manifest=str(body["manifest"]),
-                keys=tuple(str(key) for key in body["keys"]),
-                created=dt.datetime.fromisoformat(body["created"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedError("no release record", place=place) from error
-        if version != VERSION or release.number < 1:
-            raise DamagedError("no release record", place=place)
-        return release
+        fields = record.parse(
+            data, what="release record", version=VERSION, limit=_LIMIT_BYTES, place=str(place)
+        )
+        number = fields.number("number")
+        if not 1 <= number <= _MAX_NUMBER:
+            raise DamagedError("the release record has no number", place=place)
+        return cls(
+            fleet=fields.text("fleet", _fleet),
+            number=number,
+            system=fields.text("system", _system),
+            manifest=fields.text("manifest", check_digest),
+            keys=fields.texts("keys", str),
+            created=fields.text("created", _time),
+        )
+
+
+def _fleet(text: str) -> str:
+    if not _FLEET.fullmatch(text):
+        raise DamagedError(f"{text[:100]!r} is no fleet's name")
+    return text
+
+
+def _system(text: str) -> str:
+    return str(StorePath.parse(text))
+
+
+def _time(text: str) -> dt.datetime:
+    try:
+        when = dt.datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise DamagedError(f"{text[:100]!r} is not a time with its zone") from None
+    return when
 
 
 def _prefix(fleet: str) -> str:
@@ -119,9 +137,20 @@ def latest(objects: Objects, fleet: str) -> int:
 
 
 def read(objects: Objects, fleet: str, number: int) -> Release:
-    """Read a release; NotFoundError where there is none of this number."""
+    """Read a release.
+
+    Raises:
+        NotFoundError: there is none of this number.
+        UsageError, DamagedError: see `Release.parse`; or it is the record of another release.
+    """
     key = f"{_prefix(fleet)}{number:08d}.json"
-    return Release.parse(objects.get(key, _LIMIT_BYTES), f"{objects.url}/{key}")
+    place = f"{objects.url}/{key}"
+    release = Release.parse(objects.get(key, _LIMIT_BYTES), place)
+    if release.key != key:
+        raise DamagedError(
+            f"the record is that of release {release.number} of {release.fleet}", place=place
+        )
+    return release
 
 
 def create(
@@ -139,7 +168,7 @@ def create(
         ConflictError: others took every number that we tried.
     """
     last = latest(objects, fleet)
-    for number in range(last + 1, last + 1 + _TRIES):
+    for number in range(last + 1, min(last + _TRIES, _MAX_NUMBER) + 1):
         release = Release(fleet, number, system, manifest, keys, now)
         if objects.put(release.key, release.dump(), only_new=True):
             return release

@@ -6,6 +6,7 @@ Source: ../shared/reference/cache.md, section 3; compared with a database of Nix
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -21,6 +22,7 @@ from calve.errors import (
     ConflictError,
     DamagedError,
     NotFoundError,
+    SpaceError,
     UsageError,
     VerificationError,
 )
@@ -34,6 +36,8 @@ __all__ = ["SCHEMA_VERSION", "Database", "create_state"]
 SCHEMA_VERSION = 10
 
 _BUSY_S = 60.0
+_POLL_S = 0.05
+_READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _STATE_DIRECTORIES = (
     "db",
     "gcroots/auto",
@@ -122,15 +126,29 @@ class Database:
         """Hold Nix's big lock: shared by all who use the database, exclusive for who makes its schema."""
         try:
             self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except PermissionError:
-            return  # a user who may only read the database may not lock it
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            return  # who may only read the database may not lock it
         if not self._schema.exists():
             try:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 pass  # another makes it just now, and will then share the lock
-        fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
+        end_s = self._clock.monotonic() + _BUSY_S
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if self._clock.monotonic() >= end_s:
+                    raise ConflictError(
+                        f"another kept the store's lock for {_BUSY_S:.0f} s",
+                        place=path,
+                        hint="Nix holds it while it upgrades the store",
+                    ) from error
+            self._clock.wait(threading.Event(), _POLL_S)
 
     def _unlock(self) -> None:
         if self._lock_fd >= 0:
@@ -165,7 +183,9 @@ class Database:
         """Make the schema where there is none; refuse another than ours."""
         if not self._schema.exists():
             self._connection.executescript(_SCHEMA)
-            self._schema.write_text(str(SCHEMA_VERSION))
+            new = self._schema.with_name(f".schema-{os.getpid()}")
+            new.write_text(str(SCHEMA_VERSION))
+            new.replace(self._schema)  # else, killed in between, it would be empty for ever
             fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
         found = self._schema.read_text("utf-8", "replace").strip()
         if found != str(SCHEMA_VERSION):
@@ -185,6 +205,8 @@ class Database:
                 raise ConflictError(
                     f"the store's database was locked for {_BUSY_S:.0f} s", place=self.path
                 ) from error
+            if "full" in str(error):
+                raise SpaceError(f"the store's database: {error}", place=self.path) from error
             raise CalveError(f"the store's database: {error}", place=self.path) from error
         except sqlite3.DatabaseError as error:
             raise DamagedError(f"the store's database: {error}", place=self.path) from error
@@ -249,10 +271,14 @@ class Database:
             self._connection.execute("begin immediate")
             try:
                 yield
+                self._connection.execute("commit")
             except BaseException:
-                self._connection.execute("rollback")
+                self._roll_back()
                 raise
-            self._connection.execute("commit")
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite has ended it itself where the disk is full
+            self._connection.execute("rollback")
 
     def _register(
         self, infos: Sequence[PathInfo], outputs: Mapping[StorePath, Mapping[str, StorePath]]

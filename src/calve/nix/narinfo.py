@@ -15,11 +15,12 @@ from calve.nix.hashes import Hash
 from calve.nix.signing import SecretKey, Signature
 from calve.nix.storepath import StorePath
 
-__all__ = ["MAX_NARINFO_BYTES", "NarInfo", "PathInfo", "merge_signatures"]
+__all__ = ["MAX_NARINFO_BYTES", "NarInfo", "PathInfo", "check_ca", "merge_signatures"]
 
 MAX_NARINFO_BYTES = 64 * 1024
 _UNKNOWN_DERIVER = "unknown-deriver"
 _SIZE = re.compile(r"[0-9]{1,19}")
+_CA_METHOD = re.compile(r"text:|fixed:(?:r:|git:)?")
 _MAX_SIZE = 2**63 - 1
 _ONCE = frozenset(
     {
@@ -43,6 +44,18 @@ T = TypeVar("T")
 def merge_signatures(*sets: tuple[Signature, ...]) -> tuple[Signature, ...]:
     """Join signatures: each once, sorted by the key's name."""
     return tuple(sorted({signature for some in sets for signature in some}))
+
+
+def check_ca(text: str) -> str:
+    """Return a content address; DamagedError where Nix would choke on it.
+
+    No signature covers it and it goes into the store's database, which Nix cannot read with a wrong one in it.
+    """
+    method = _CA_METHOD.match(text)
+    if method is None:
+        raise DamagedError(f"{text[:100]!r} is not a content address")
+    Hash.parse(text[method.end() :])
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ class NarInfo:
                 references=fields.optional("References", _references) or (),
                 deriver=fields.optional("Deriver", _deriver),
                 signatures=tuple(fields.signatures),
-                ca=fields.optional("CA", _filled),
+                ca=fields.optional("CA", check_ca),
             ),
             url=fields.required("URL", _filled),
             compression=fields.optional("Compression", str) or "bzip2",

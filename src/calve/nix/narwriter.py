@@ -177,7 +177,9 @@ def dump(path: str | os.PathLike[str], write: Write) -> int:
 
 
 def _printable(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a path for a message: whoever named the file must not write lines of their own into it."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _unreadable(error: OSError, place: str) -> CalveError:

@@ -26,10 +26,15 @@ def _join(name: str, value: bytes) -> str:
     return f"{name}:{binascii.b2a_base64(value, newline=False).decode('ascii')}"
 
 
+def _is_name(text: str) -> bool:
+    """Say whether this can name a key: it is shown to people, and stands in lists divided by blanks."""
+    return bool(text) and text.isprintable() and " " not in text and ":" not in text
+
+
 def _split(text: str, size: int, refuse: Callable[[str], CalveError]) -> tuple[str, bytes]:
     """Take `name:base64` apart; `refuse` makes the error, and is never given the value."""
     name, colon, encoded = text.strip().partition(":")
-    if not colon or not name or any(letter.isspace() for letter in name):
+    if not colon or not _is_name(name):
         raise refuse("it has no name before a colon")
     try:
         value = binascii.a2b_base64(encoded, strict_mode=True)
@@ -118,10 +123,10 @@ class SecretKey:
 
     @classmethod
     def generate(cls, name: str, random: Callable[[int], bytes] = os.urandom) -> Self:
-        """Make a new key; UsageError where the name is empty or has a colon or white space."""
+        """Make a new key; UsageError where the name is empty, or has a colon, a blank or what no terminal shows."""
         from nacl.bindings import crypto_sign_seed_keypair
 
-        if not name or ":" in name or any(letter.isspace() for letter in name):
+        if not _is_name(name):
             raise UsageError(
                 f"{name!r} cannot name a key", hint="names look like cache.example.org-1"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -25,6 +26,7 @@ __all__ = ["LocalStore"]
 
 _STORE = STORE_DIR.lstrip("/")
 _STATE = "nix/var/nix"
+_READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _MAX_DERIVATION_BYTES = 16 * 1024 * 1024
 _OUTPUT = rb'\("([^"\\]+)","([^"\\]*)","[^"\\]*","[^"\\]*"\)'
 _OUTPUTS = re.compile(rb"Derive\(\[(" + _OUTPUT + rb"(?:," + _OUTPUT + rb")*)?\]")
@@ -91,7 +93,7 @@ class LocalStore:
 
     def missing(self, paths: Iterable[StorePath]) -> list[StorePath]:
         """Return those that are not valid here, in their order."""
-        self._hold_garbage()
+        self._hold_garbage(reading=True)
         wanted = list(paths)
         valid = self.database.valid(wanted)
         return [path for path in wanted if path not in valid]
@@ -143,8 +145,8 @@ class LocalStore:
                 self._staging = Staging(self.store_dir)
             return self._staging
 
-    def _hold_garbage(self) -> None:
-        """Share the lock that Nix's garbage collector takes for itself."""
+    def _hold_garbage(self, *, reading: bool = False) -> None:
+        """Share the lock that Nix's garbage collector takes for itself; who can only read asks without it."""
         with self._turn:
             if self._gc_fd >= 0:
                 return
@@ -162,6 +164,8 @@ class LocalStore:
                         place=place,
                         hint="run again when it is done",
                     ) from error
+                if reading and error.errno in _READ_ONLY:
+                    return
                 raise CalveError(f"cannot lock: {error.strerror}", place=place) from error
             self._gc_fd = fd
 
@@ -187,9 +191,15 @@ class LocalStore:
         self.close()
 
 
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def _outputs(derivation: Path) -> dict[str, StorePath]:
     """Read the outputs' names and paths from a .drv file; those without a path are left out."""
-    with derivation.open("rb") as file:
+    data = b""
+    # A directory is none; nor is a symlink, which leads anywhere.
+    with contextlib.suppress(OSError), open(derivation, "rb", opener=_open_itself) as file:
         data = file.read(_MAX_DERIVATION_BYTES)
     found = _OUTPUTS.match(data)
     if found is None:

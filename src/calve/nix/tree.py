@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import islice
 
 __all__ = ["remove_tree"]
 
+# Read at a time: a directory that a hostile NAR filled may have millions of entries.
+_BATCH = 1024
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -31,13 +34,20 @@ def _empty(parent_fd: int, name: str) -> None:
     fd = os.open(name, _OPEN, dir_fd=parent_fd)
     try:
         os.fchmod(fd, 0o700)
-        with os.scandir(fd) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for child, is_directory in found:
-            if is_directory:
-                _empty(fd, child)
-                os.rmdir(child, dir_fd=fd)
-            else:
-                os.unlink(child, dir_fd=fd)
+        while found := _some(fd):
+            for child, is_directory in found:
+                if is_directory:
+                    _empty(fd, child)
+                    os.rmdir(child, dir_fd=fd)
+                else:
+                    os.unlink(child, dir_fd=fd)
     finally:
         os.close(fd)
+
+
+def _some(fd: int) -> list[tuple[str, bool]]:
+    """Return the first entries of a directory, and whether each is a directory itself."""
+    with os.scandir(fd) as entries:
+        return [
+            (entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _BATCH)
+        ]

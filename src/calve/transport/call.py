@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
@@ -19,7 +20,7 @@ __all__ = ["MAX_HOPS", "follow", "signed_request"]
 
 MAX_HOPS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_METADATA_HOSTS = ("169.254.", "fd00:ec2::254", "fe80:", "::ffff:169.254.")
+_METADATA_HOSTS = ("169.254.", "fd00:ec2::", "fe80:", "::ffff:169.254.")
 _SECRET_HEADERS = ("authorization", "cookie", "x-amz-security-token", "x-aws-ec2-metadata-token")
 
 
@@ -123,6 +124,15 @@ def _hop(url: str, location: str) -> str:
         raise VerificationError("a redirect to what is not a URL", place=place) from None
     if url.startswith("https:") and target.endpoint.scheme != "https":
         raise VerificationError("a redirect from https to http is refused", place=place)
-    if target.endpoint.host.startswith(_METADATA_HOSTS):
+    if _address(target.endpoint.host).startswith(_METADATA_HOSTS):
         raise VerificationError("a redirect to the metadata service is refused", place=place)
     return onward
+
+
+def _address(host: str) -> str:
+    """Return an address in its usual form, however it was written (2852039166, 0xa9fea9fe); a name as it is."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return host
+    return str(found[0][4][0])

@@ -91,6 +91,9 @@ class Target:
             raise UsageError(f"not a URL ({error})", place=place) from None
         if parts.scheme not in _PORTS or not parts.hostname:
             raise UsageError("not an http or https URL", place=place)
+        labels = parts.hostname.removesuffix(".").split(".")
+        if ":" not in parts.hostname and not all(0 < len(label) < 64 for label in labels):
+            raise UsageError("not a host name", place=place)
         endpoint = Endpoint(parts.scheme, parts.hostname, port or _PORTS[parts.scheme])
         path = parts.path or "/"
         return cls(endpoint, f"{path}?{parts.query}" if parts.query else path, place)

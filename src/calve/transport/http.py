@@ -136,6 +136,13 @@ class Client:
                 raise
             raise translate(error, target.place, self.cancel) from error
 
+    def heir(self, *, connect_s: float, read_s: float) -> Client:
+        """Return a client of its own that trusts the same authorities and that this one's cancel does not end.
+
+        For the last request of a run that was interrupted: it undoes what the run began, and must be short.
+        """
+        return Client(context=self._context, clock=self.clock, connect_s=connect_s, read_s=read_s)
+
     def close(self) -> None:
         """Close every connection; a request that another thread has under way fails."""
         with self._lock:

@@ -236,7 +236,7 @@ def _parse(data: bytes) -> Credentials:
             access_key, secret_key, token = (
                 fields[name] for name in ("AccessKeyId", "SecretAccessKey", "Token")
             )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DamagedError("malformed document", place=place) from None
     if code != "Success":
         raise AccessError("the metadata service gives no credentials for the role", place=place)

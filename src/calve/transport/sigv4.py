@@ -44,6 +44,9 @@ _UNSIGNED_HEADERS = frozenset(
 )
 
 
+_YEARS = range(2020, 2200)  # of a server's time that is believed: sums with it must be dates
+
+
 def encode(key: str, *, safe: str = "/") -> str:
     """Percent-encode a key for the path of a URL as AWS wants it: all but letters, digits, `-_.~` and `/`."""
     return quote(key, safe=f"{safe}~")
@@ -197,10 +200,12 @@ class Signer:
         """Take the server's time from its Date header; False where it is that of the clock, within 4 minutes."""
         try:
             theirs = parsedate_to_datetime(date or "")
-        except ValueError:
+        except (ValueError, OverflowError):  # a zone or a year of twenty digits
             return False
         if theirs.tzinfo is None:
             theirs = theirs.replace(tzinfo=dt.UTC)
+        if theirs.year not in _YEARS:
+            return False
         if abs(theirs - self._now()) < dt.timedelta(minutes=4):
             return False
         self._offset = theirs - self._clock.now()

@@ -243,7 +243,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         when = parsedate_to_datetime(text)
         now = parsedate_to_datetime(headers.get("date", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None or now.tzinfo is None:
         when, now = when.replace(tzinfo=dt.UTC), now.replace(tzinfo=dt.UTC)

@@ -302,7 +302,7 @@ def test_a_path_of_another_build_is_not_confused(tmp_path):
 
 @pytest.mark.parametrize(
     ("budget_mb", "jobs", "decoders"),
-    [(0, 1, 1), (28, 1, 1), (33, 1, 1), (48, 3, 3), (64, 8, 3), (1000, 8, 3)],
+    [(0, 1, 1), (28, 1, 1), (35, 1, 1), (48, 8, 2), (64, 8, 3), (1000, 8, 3)],
 )
 def test_concurrency_follows_the_memory_budget(budget_mb, jobs, decoders):
     assert _concurrency(budget_mb) == (jobs, decoders)

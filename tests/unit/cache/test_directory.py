@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +175,30 @@ def test_what_cannot_be_written_says_why(cache: DirectoryObjects) -> None:
         assert caught.value.place == f"{cache.url}/x/y"
         assert caught.value.exit_code == 1
     assert _files(cache) == ["x"]
+
+
+def test_what_is_no_file_is_no_object(cache: DirectoryObjects, tmp_path: Path) -> None:
+    cache.put("nar/x", b"")
+    os.mkfifo(tmp_path / "cache/fifo")  # which would be waited for
+    (tmp_path / "cache/zero").symlink_to("/dev/zero")
+    for key in ("fifo", "zero", "nar"):
+        for act in (lambda key: cache.get(key, 10), cache.open, cache.head):
+            with pytest.raises(DamagedError, match="not a file"):
+                act(key)
+
+
+def test_keys_that_no_file_can_have_are_not_there(cache: DirectoryObjects, tmp_path: Path) -> None:
+    cache.put("nar/x", b"")
+    (tmp_path / "cache/loop").symlink_to("loop")
+    for key in ("nar/" + "a" * 300, "loop", "nar/x/y"):
+        with pytest.raises(NotFoundError):
+            cache.get(key, 10)
+        assert cache.head(key) is None
+
+
+def test_a_key_with_a_query_does_not_lead_out(cache: DirectoryObjects, tmp_path: Path) -> None:
+    (tmp_path / "cache/nar?x").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"secret")
+    for key in ("nar?x/../../secret", "nar?x/../../../etc/passwd", "%2e%2e/secret", "nar%2F..%2fx"):
+        with pytest.raises(DamagedError, match="not the key"):
+            cache.get(key, 10)

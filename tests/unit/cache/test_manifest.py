@@ -55,7 +55,9 @@ def test_dump_and_parse_agree_and_are_deterministic() -> None:
 
 def test_optional_facts_are_kept() -> None:
     entry = _manifest().paths[2]
-    info = replace(entry.info, deriver=StorePath("3" * 32, "k.drv"), ca="fixed:r:sha256:x")
+    info = replace(
+        entry.info, deriver=StorePath("3" * 32, "k.drv"), ca=f"fixed:r:{Hash.sha256(b'x').nix32}"
+    )
     whole = replace(entry, info=info, file_hash=Hash.sha256(b"x"))
     made = Manifest(KERNEL, (whole,))
     assert Manifest.parse(made.dump()) == made
@@ -176,3 +178,12 @@ def test_signatures_beside_it() -> None:
     assert key.public.verifies(message, parsed[1])
     with pytest.raises(DamagedError):
         manifests.parse_signatures(b'{"version":1}', "here")
+
+
+def test_a_path_is_one_object_however_many_refer_to_it() -> None:
+    """3,000 paths with 10 references each have to fit into the agent's memory."""
+    paths = Manifest.parse(_manifest().dump()).paths
+    known = {entry.info.path: entry.info.path for entry in paths}
+    references = [each for entry in paths for each in entry.info.references]
+    assert references
+    assert all(known[each] is each for each in references)

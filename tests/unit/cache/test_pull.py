@@ -193,7 +193,8 @@ def test_signatures_that_are_not_of_this_path(world, pushed, fake_sink, what: st
 
 def test_a_content_addressed_path_needs_a_signature_too(world, pushed, fake_sink) -> None:
     entry = _narinfo(world, world.lib)
-    _write(world, replace(entry, info=replace(entry.info, signatures=(), ca="fixed:r:sha256:x")))
+    ca = f"fixed:r:{entry.info.nar_hash.nix32}"
+    _write(world, replace(entry, info=replace(entry.info, signatures=(), ca=ca)))
     with pytest.raises(SignatureError):
         plan([world.cache], [world.top], fake_sink(), world.ring)
 
@@ -489,3 +490,45 @@ def test_what_the_agent_imports_is_lean() -> None:
     assert "calve.process" not in loaded
     assert not {name for name in loaded if name.startswith("calve.nix.database")}
     assert not loaded & {"calve.cache.push", "calve.cache.roots", "calve.cache.stream"}
+
+
+class Endless:
+    """An object that goes on for ever, and never gives a byte of NAR."""
+
+    def __init__(self, frame: bytes) -> None:
+        self.frames = frame * (65536 // len(frame))
+        self.given = 0
+
+    def read(self, size: int) -> bytes:
+        self.given += len(self.frames)
+        assert self.given < 1 << 26, "read without an end"
+        return self.frames
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("zstd", bytes.fromhex("28b52ffd2000010000")),  # a frame of nothing
+        ("zstd", b"\x50\x2a\x4d\x18\x08\0\0\0" + bytes(8)),  # a frame to be skipped
+        ("gzip", gzip.compress(b"", mtime=0)),
+        ("xz", lzma.compress(b"")),
+        ("bzip2", bz2.compress(b"")),
+    ],
+    ids=["zstd", "zstd-skip", "gzip", "xz", "bzip2"],
+)
+def test_a_stream_of_nothing_ends(world, pushed, fake_sink, name: str, frame: bytes) -> None:
+    entry = _narinfo(world, world.lib)
+    _write(world, replace(entry, compression=name))
+    endless = Endless(frame)
+    world.cache.open = lambda _key, _size=None: endless
+    sink = fake_sink()
+    with pytest.raises(DamagedError, match="longer than any compression"):
+        pull(plan([world.cache], [world.lib], sink, world.ring), sink)
+    assert endless.given < 2 * (2 * entry.info.nar_size + (2 << 20))
+    assert _nothing_valid(sink)

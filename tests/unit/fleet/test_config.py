@@ -304,3 +304,18 @@ def test_msgspec_is_loaded_by_reading_a_file_only():
     program = "import sys, calve.fleet.config; print('msgspec' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_numbers_beyond_all_bounds():
+    with pytest.raises(UsageError, match="not TOML"):
+        read(FLEET + f"rollout.min-healthy = {'9' * 5000}")
+    with pytest.raises(UsageError, match="percentage"):
+        read(FLEET + f"rollout.min-healthy = {'9' * 500}")
+    with pytest.raises(UsageError, match="whole number"):
+        read(FLEET + "rollout.min-healthy = nan")
+
+
+def test_long_lines_of_blanks_are_looked_through_once():
+    for line in (" " * 100_000, "[" + " " * 100_000, "a" + " " * 100_000, "[" * 100_000):
+        with pytest.raises(UsageError, match="foo"):
+            read(f"x = '''\n{line}\n'''\nfoo = 1\n".replace("x =", "foo2 ="))

@@ -136,3 +136,9 @@ def test_a_new_file_is_its_owner_s_alone_and_no_file_is_overwritten(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(CalveError, match="cannot be written"):
         keys.write_file(KEY, Path("/proc/none/key"))
+
+
+def test_a_name_beyond_ascii(tmp_path):
+    key = SecretKey.generate("schlüssel-1")
+    keys.write_file(key, tmp_path / "k.sec")
+    assert keys.read_file(tmp_path / "k.sec") == key

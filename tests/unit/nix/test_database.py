@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import os
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from calve.errors import (
     ConflictError,
     DamagedError,
     NotFoundError,
+    SpaceError,
     UsageError,
     VerificationError,
 )
@@ -279,3 +281,83 @@ def test_read_by_who_may_not_write(users_state: Path) -> None:
         assert database.valid([path("a"), path("b")]) == {path("a")}
         with pytest.raises(CalveError):
             database.register([info("b")])
+
+
+class Passing(Clock):
+    """Time that passes by waiting."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.at_s = 0.0
+        self.then = then
+
+    def monotonic(self) -> float:
+        return self.at_s
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        self.at_s += seconds
+        if self.at_s > 1:
+            self.then()
+        return False
+
+
+def test_a_big_lock_that_another_keeps(database: Database, tmp_path: Path) -> None:
+    database.close()
+    with (tmp_path / "db/big-lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConflictError, match="lock for 60 s"):
+            Database(tmp_path, clock=Passing())
+        Database(tmp_path, clock=Passing(lambda: fcntl.flock(lock, fcntl.LOCK_UN))).close()
+
+
+def test_a_disk_that_is_full(database: Database, tmp_path: Path) -> None:
+    pages = rows(tmp_path, "pragma page_count")[0][0]
+    database._connection.execute(f"pragma max_page_count = {pages}")
+    many = [info(f"p{number}") for number in range(500)]
+    with pytest.raises(SpaceError, match="full"):
+        database.register(many)
+    assert not database.valid(one.path for one in many)
+    database._connection.execute("pragma max_page_count = 100000")
+    database.register(many)
+    assert len(database.valid(one.path for one in many)) == 500
+
+
+def test_a_commit_that_fails_can_be_tried_again(database: Database) -> None:
+    class Failing:
+        def __init__(self, inner: sqlite3.Connection) -> None:
+            self.inner = inner
+            self.failed = False
+
+        @property
+        def in_transaction(self) -> bool:
+            return self.inner.in_transaction
+
+        def execute(self, text: str, *more: object) -> sqlite3.Cursor:
+            if text == "commit" and not self.failed:
+                self.failed = True
+                raise sqlite3.OperationalError("disk I/O error")
+            return self.inner.execute(text, *more)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+    database._connection = Failing(database._connection)  # type: ignore[assignment]
+    with pytest.raises(CalveError, match="disk I/O error"):
+        database.register([info("a")])
+    assert not database._connection.in_transaction
+    assert not database.valid([path("a")])
+    database.register([info("a")])
+    assert database.valid([path("a")])
+
+
+def test_the_schema_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Path, text: str) -> None:
+        self.open("w").close()
+        raise OSError(errno.EIO, "killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed)
+        with pytest.raises(CalveError):
+            Database(tmp_path, create=True)
+    Database(tmp_path, create=True).close()

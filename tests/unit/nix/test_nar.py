@@ -364,3 +364,10 @@ def test_dump_refuses_what_nix_would_not_read(tmp_path: Path) -> None:
     deep.joinpath(*["d"] * 65).mkdir()
     with pytest.raises(UsageError):
         dumped(deep)
+
+
+def test_a_name_cannot_write_lines_of_its_own_into_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p\nhint: \x1b[31mrm -rf é")
+    with pytest.raises(UsageError) as caught:
+        nar.dump(tmp_path, lambda _: None)
+    assert (caught.value.place or "").endswith("/p\\nhint: \\x1b[31mrm -rf é")

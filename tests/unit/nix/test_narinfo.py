@@ -15,7 +15,8 @@ LATER = SecretKey.generate("z-1", random=lambda n: bytes([1]) * n)
 A = StorePath("a" * 32, "a")
 B = StorePath("b" * 32, "b-1.0")
 HASH = Hash.sha256(b"nar")
-INFO = PathInfo(B, HASH, 120, (A, B), StorePath("c" * 32, "b.drv"), (KEY.sign(b"x"),), "fixed:r:x")
+CA = f"fixed:r:{HASH.nix32}"
+INFO = PathInfo(B, HASH, 120, (A, B), StorePath("c" * 32, "b.drv"), (KEY.sign(b"x"),), CA)
 FULL = NarInfo(
     INFO, "nar/x.nar.zst", "zstd", Hash.sha256(b"file"), 99, (("System", "x86_64-linux"), ("X", ""))
 )
@@ -48,7 +49,7 @@ def test_order_and_form() -> None:
         f"References: {A.basename} {B.basename}",
         f"Deriver: {'c' * 32}-b.drv",
         f"Sig: {KEY.sign(b'x').dump()}",
-        "CA: fixed:r:x",
+        f"CA: {CA}",
         "System: x86_64-linux",
         "X: ",
     ]
@@ -98,6 +99,13 @@ def test_signatures_repeat() -> None:
         (lines(NarSize=None), "NarSize is missing"),
         (lines(URL=""), "URL"),
         (lines(CA=""), "CA"),
+        (lines(CA="anything"), "CA"),
+        (lines(CA="fixed:r:x"), "CA"),
+        (lines(CA=f"texts:{HASH.nix32}"), "CA"),
+        (lines() + b"CA: \xff\xfe\n", "CA"),
+        (lines() + b"Sig: k\xff:" + b"A" * 86 + b"==\n", "Sig"),
+        (lines() + b"Sig: k\x1b[31m:" + b"A" * 86 + b"==\n", "Sig"),
+        (lines() + b"Sig: k\0:" + b"A" * 86 + b"==\n", "Sig"),
         (lines(NarSize="0"), "NarSize"),
         (lines(NarSize="-1"), "NarSize"),
         (lines(NarSize="1e3"), "NarSize"),
@@ -166,3 +174,9 @@ def test_signed() -> None:
 def test_merge_signatures() -> None:
     a, b = KEY.sign(b"a"), LATER.sign(b"b")
     assert merge_signatures((b,), (a, b), ()) == (a, b)
+
+
+@pytest.mark.parametrize("method", ["text:", "fixed:", "fixed:r:", "fixed:git:"])
+def test_content_addresses_of_nix(method: str) -> None:
+    for digest in (HASH.nix32, HASH.hex, HASH.sri):
+        assert NarInfo.parse(lines(CA=f"{method}{digest}")).info.ca == f"{method}{digest}"

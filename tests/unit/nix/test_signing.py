@@ -37,7 +37,7 @@ def test_generated_keys_differ() -> None:
     assert SecretKey.generate("a").secret != SecretKey.generate("a").secret
 
 
-@pytest.mark.parametrize("name", ["", "a:b", "a b", "a\n"])
+@pytest.mark.parametrize("name", ["", "a:b", "a b", "a\n", "\x1b[31m", "a\0", "\udc80", "a\u202e"])
 def test_names_that_a_key_cannot_have(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         SecretKey.generate(name)

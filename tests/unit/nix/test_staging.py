@@ -14,6 +14,7 @@ import pytest
 
 from calve.errors import CalveError, DamagedError
 from calve.nix import staging as module
+from calve.nix import tree as removal
 from calve.nix.hashes import Hash
 from calve.nix.nar import Directory, End, Event, File
 from calve.nix.narinfo import PathInfo
@@ -301,3 +302,31 @@ def test_remove_tree(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
     finally:
         os.close(fd)
+
+
+def test_a_directory_of_many_entries_is_removed_a_few_at_a_time(tmp_path: Path) -> None:
+    crowd = tmp_path / "crowd"
+    for number in range(5):
+        (crowd / f"d{number}").mkdir(parents=True)
+        for each in range(600):
+            (crowd / f"d{number}" / f"f{each}").touch()
+    for each in range(2500):
+        (crowd / f"f{each}").touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    most = 0
+
+    def some(at: int) -> list[tuple[str, bool]]:
+        nonlocal most
+        found = real(at)
+        most = max(most, len(found))
+        return found
+
+    real = removal._some
+    removal._some = some
+    try:
+        remove_tree(fd, "crowd")
+    finally:
+        removal._some = real
+        os.close(fd)
+    assert not list(tmp_path.iterdir())
+    assert most == 1024

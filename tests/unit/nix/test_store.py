@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, VerificationError
 from calve.nix import database, nar
 from calve.nix.hashes import Hash
-from calve.nix.nar import Directory, End, Event, File
+from calve.nix.nar import Directory, End, Event, File, Symlink
 from calve.nix.narinfo import PathInfo
 from calve.nix.sink import Sink
 from calve.nix.staging import Staging
@@ -213,3 +215,40 @@ def test_a_file_that_calls_itself_a_derivation(tmp_path: Path) -> None:
             with pytest.raises(DamagedError):
                 store.commit([info])
             assert not store.contains(info.path)
+
+
+def test_a_link_that_calls_itself_a_derivation_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "real.drv").write_bytes(b'Derive([("out","","","")])')
+    trees: list[list[Event]] = [
+        [Symlink(b"", str(tmp_path / "real.drv").encode())],
+        [Symlink(b"", b"/dev/zero")],
+        [Directory(b""), End()],
+    ]
+    for number, events in enumerate(trees):
+        info = PathInfo(fixed_output("x.drv", Hash.sha256(b"")), Hash.sha256(b""), 200)
+        with LocalStore(tmp_path / str(number), create=True) as store:
+            store.stage(info, iter(events))
+            with pytest.raises(DamagedError, match="not a derivation"):
+                store.commit([info])
+            assert not store.contains(info.path)
+
+
+def test_a_store_on_a_file_system_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        pulled(store)
+    real = os.open
+
+    def refuse(path: str | Path, flags: int, *more: int, **where: int) -> int:
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, flags, *more, **where)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with LocalStore(tmp_path) as store:
+        assert store.closure([B.path]) == [A, B]
+        assert store.missing([A.path]) == []
+        with pytest.raises(CalveError, match="Read-only"):
+            store.stage(A, iter(A_EVENTS))

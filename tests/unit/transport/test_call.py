@@ -230,6 +230,15 @@ def test_a_loop_ends(serve, client):
     [
         "http://169.254.169.254/latest/meta-data/",
         "http://[fd00:ec2::254]/",
+        "http://[fd00:ec2:0:0::254]/",
+        "http://[::ffff:a9fe:a9fe]/",
+        "http://2852039166/latest/meta-data/",
+        "http://0xa9fea9fe/",
+        "http://0251.0376.0251.0376/",
+        "http://169.254.169.254./",
+        "http://a..b/",
+        f"http://{'a' * 64}.example/",
+        "//host:99999/",
         "ftp://host/",
         "file:///etc/passwd",
         "http://user:pass@host/",
@@ -273,3 +282,21 @@ def test_https_stays_https():
 def test_only_reads_are_redirected(client):
     with pytest.raises(UsageError):
         follow(client, "PUT", "http://host/")
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +1400",
+    ],
+)
+def test_a_date_beyond_all_bounds_is_ignored(serve, client, signer, clock, date):
+    server = serve(lambda wire, _: refuse(wire, "RequestTimeTooSkewed", Date=date))
+    for _ in range(2):
+        with pytest.raises(AccessError):
+            signed_request(client, signer, "GET", server.url)
+        clock.seconds += 3600
+    assert len(server.requests) == 2

@@ -117,6 +117,13 @@ def test_the_right_region_is_in_the_hint():
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-5"}, None),
         ({"retry-after": "9" * 50}, None),
+        (
+            {
+                "retry-after": "Tue, 03 Nov 2026 04:05:16 +99999999999999999999",
+                "date": "Tue, 03 Nov 99999999999 04:05:06 GMT",
+            },
+            None,
+        ),
         ({"retry-after": "Tue, 03 Nov 2026 04:05:16 GMT"}, None),
         (
             {
