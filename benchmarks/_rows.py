@@ -9,7 +9,15 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+PAIRS = int(os.environ.get("CALVE_BENCH_PAIRS", "7"))
+_POLL_S = 0.02
+_QUIET_S = 20.0
 
 
 @dataclasses.dataclass
@@ -95,3 +103,141 @@ def python(code: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Return an environment for Nix without a daemon or a configuration."""
     return {**os.environ, "NIX_REMOTE": "", "HOME": "/nonexistent"}
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of a command: what it took, and the end of what it said where it failed."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    requests: int = 0
+    failed: str = ""
+    others_s: float = 0.0
+
+
+def busy_s() -> float:
+    """Return the CPU seconds that all processes of the machine have used."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=9)
+    user, nice, system, _, _, irq, softirq = map(int, fields[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _settle() -> None:
+    """Wait, but not for long, until others leave the machine alone."""
+    end = time.monotonic() + _QUIET_S
+    while time.monotonic() < end:
+        before = busy_s()
+        time.sleep(1)
+        if busy_s() - before < 0.2 * (os.cpu_count() or 1):
+            return
+
+
+def measure(argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> Run:
+    """Run a command; its peak is the sum of VmHWM over the processes of its tree, looked at every 20 ms."""
+    with tempfile.TemporaryFile() as said:
+        begin, busy_before_s = time.monotonic(), busy_s()
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=dict(env),
+            cwd=cwd,
+        )
+        peaks: dict[int, int] = {}
+        over = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(child.pid, peaks, over))
+        watcher.start()
+        _, status, used = os.wait4(child.pid, 0)
+        wall_s = time.monotonic() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        over.set()
+        watcher.join()
+        said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
+        end = said.read().decode("utf-8", "replace").strip()
+    failed = f"{child.returncode}: {end}" if child.returncode else ""
+    cpu_s = used.ru_utime + used.ru_stime
+    others_s = max(0.0, busy_s() - busy_before_s - cpu_s)
+    return Run(wall_s, cpu_s, sum(peaks.values()) / 1024, failed=failed, others_s=others_s)
+
+
+def _watch(root: int, peaks: dict[int, int], over: threading.Event) -> None:
+    while not over.is_set():
+        todo = [root]
+        while todo:
+            pid = todo.pop()
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+            peak = int(fields.get("VmHWM", "0 kB").split()[0])
+            peaks[pid] = max(peaks.get(pid, 0), peak)
+        over.wait(_POLL_S)
+
+
+def interleaved(cases: Mapping[str, Callable[[], Run]], count: int = PAIRS) -> dict[str, list[Run]]:
+    """Run all cases in turn, so many times, each once the machine is quiet (or will not become so).
+
+    A run that failed ends the benchmark.
+    """
+    found: dict[str, list[Run]] = {name: [] for name in cases}
+    for turn in range(count):
+        for name, case in cases.items():
+            _settle()
+            run = case()
+            if run.failed:
+                raise SystemExit(f"{name} failed with {run.failed}")
+            print(
+                f"  {turn + 1}/{count} {name}: {run.wall_s:.2f} s, CPU {run.cpu_s:.2f} s, "
+                f"{run.peak_mb:.0f} MB, {run.requests} requests, others' CPU {run.others_s:.2f} s",
+                file=sys.stderr,
+            )
+            found[name].append(run)
+    return found
+
+
+def median(runs: Sequence[Run], of: str = "wall_s") -> float:
+    """Return the median of one field."""
+    return statistics.median(getattr(run, of) for run in runs)
+
+
+def times(name: str, ours: Sequence[Run], peer: Sequence[Run], least: float | None = None) -> Row:
+    """Return a row of wall times, its ratio how many times as long the peer takes, in pairs."""
+    ratios = sorted(b.wall_s / a.wall_s for a, b in zip(ours, peer, strict=True))
+    ratio = statistics.median(ratios)
+    return Row(
+        name,
+        median(ours),
+        "s",
+        median(peer),
+        ratio,
+        f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
+        "" if least is None else f">= {least:.2f} x",
+        least is None or ratio >= least,
+    )
+
+
+def beside(runs: Mapping[str, Sequence[Run]], group: str) -> list[str]:
+    """Return notes of what stands beside wall times: CPU seconds, peak memory, requests."""
+    notes = []
+    for name, each in runs.items():
+        walls = sorted(run.wall_s for run in each)
+        notes.append(
+            f"{group}, {name}: {median(each):.2f} s ({walls[0]:.2f}-{walls[-1]:.2f}), CPU "
+            f"{median(each, 'cpu_s'):.2f} s, peak {max(run.peak_mb for run in each):.0f} MB, "
+            f"{max(run.requests for run in each)} requests; CPU of all others, the server's too, "
+            f"{median(each, 'others_s'):.2f} s"
+        )
+    return notes
+
+
+def load() -> str:
+    """Say how busy the machine is, now."""
+    return (
+        f"load {' '.join(f'{one:.2f}' for one in os.getloadavg())} on {os.cpu_count()} processors"
+    )
