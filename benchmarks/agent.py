@@ -115,7 +115,7 @@ def main() -> None:
         with World(work / "world") as world:
             with workshop.store() as store:
                 system = workshop.system(store, "webserver", 1)
-                figures = {"webserver, 116 MB": _boot(world, workshop, store, system)}
+                figures = {"webserver": _boot(world, workshop, store, system)}
             with LocalStore(work / "store", create=True) as store:
                 system = _big(store, workshop, work)
                 figures["one file of 600 MB"] = _boot(world, workshop, store, system)
@@ -130,6 +130,7 @@ def main() -> None:
                     required=">= 300 MB",
                     met=lowest >= 300,
                 ),
+                Row(f"{what}: NAR", found["nar_bytes"] / 1e6, "MB"),
                 Row(f"{what}: pull, emulated", found["pull_s"], "s"),
             ]
         rows += _initrd_rows(workshop, work)
