@@ -29,7 +29,7 @@ from calve.errors import CalveError, CancelledError, DamagedError, DeadlineError
 from calve.nix.signing import Keyring, PublicKey
 from calve.nix.storepath import StorePath
 from calve.progress import Event, Step
-from calve.tasks import Cancel, Group
+from calve.tasks import Cancel, Group, limit_arenas
 from calve.transport import imds
 from calve.transport.http import Client, tls_context
 
@@ -69,7 +69,7 @@ class Agent:
 
     def run(self) -> int:
         """Boot; 0 where the profile names the system that user data asked for, else 1, after the hold."""
-        memory.limit_arenas()
+        limit_arenas()
         self._console.emit(
             "start", agent=calve.__version__, contract=[userdata.VERSION, evidence.VERSION]
         )

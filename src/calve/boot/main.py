@@ -18,6 +18,7 @@ LATER = (
     "calve.cache.directory",
     "calve.cache.s3",
     "calve.cache.web",
+    "ctypes",  # syncfs, mallopt
     "encodings.ascii",
     "encodings.idna",  # socket.getaddrinfo encodes every host name with it
     "encodings.latin_1",

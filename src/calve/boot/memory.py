@@ -1,24 +1,10 @@
-"""Memory: what the machine has left, what the agent took, and how the allocator is kept small."""
+"""Memory: what the machine has left, and what the agent took."""
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
-__all__ = ["available_bytes", "limit_arenas", "peak_bytes"]
-
-_M_ARENA_MAX = -8  # mallopt(3)
-_M_MMAP_THRESHOLD = -3
-_M_TRIM_THRESHOLD = -1
-
-
-def limit_arenas() -> None:
-    """Keep glibc to two malloc arenas: one per thread would hold on to 60 MB (reference: transport.md, 3)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 10)
+__all__ = ["available_bytes", "peak_bytes"]
 
 
 def _field(path: str, name: str) -> int:

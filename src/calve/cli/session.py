@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from calve.errors import CalveError, CancelledError
-from calve.tasks import Cancel
+from calve.tasks import Cancel, limit_arenas
 
 __all__ = ["Session"]
 
@@ -72,6 +72,7 @@ class Session:
             except BaseException as error:  # noqa: BLE001  (raised again by the main thread)
                 outcome.append(error)
 
+        limit_arenas()
         thread = threading.Thread(target=body, name="command")
         thread.start()
         while thread.is_alive():

@@ -68,10 +68,10 @@ def test_memory_s_figures():
 
 
 def test_arenas_are_limited_in_a_process_of_its_own():
-    """Eight threads that allocate: with the limit they share two arenas, else each gets 64 MB of address space."""
+    """Eight threads that allocate: with the limit they share one arena, else each gets 64 MB of address space."""
     program = (
-        "import sys, threading, ctypes\nfrom pathlib import Path\nfrom calve.boot import memory\n"
-        "if sys.argv[1] == 'limit': memory.limit_arenas()\n"
+        "import sys, threading, ctypes\nfrom pathlib import Path\nfrom calve import tasks\n"
+        "if sys.argv[1] == 'limit': tasks.limit_arenas()\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
         "barrier = threading.Barrier(8)\n"
         "def work():\n    libc.malloc(1000); barrier.wait()\n"
