@@ -100,9 +100,9 @@ def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def environment() -> dict[str, str]:
-    """Return an environment for Nix without a daemon or a configuration."""
-    return {**os.environ, "NIX_REMOTE": "", "HOME": "/nonexistent"}
+def environment(root: str) -> dict[str, str]:
+    """Return an environment for Nix without a daemon or a configuration, whose store is below `root`, never /nix."""
+    return {**os.environ, "NIX_REMOTE": f"local?root={root}", "HOME": root}
 
 
 @dataclasses.dataclass

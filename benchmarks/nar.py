@@ -64,7 +64,7 @@ def _remove(path: Path) -> None:
 def _measure(name: str, work: Path, tree: Path) -> list[Row]:
     archive, other = str(work / f"{name}.nar"), str(work / "peer.nar")
     target, restored = work / "unpacked", work / "restored"
-    env = environment()
+    env = environment(str(work / "nix"))
 
     def nix_dump() -> None:
         with open(other, "wb") as out:
