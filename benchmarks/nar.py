@@ -108,7 +108,13 @@ def main() -> None:
         shutil.rmtree(work / "small")
         _large(work / "big")
         rows += _measure("one file of 512 MB", work, work / "big")
-    version = subprocess.run(["nix-store", "--version"], check=True, capture_output=True, text=True)
+        version = subprocess.run(
+            ["nix-store", "--version"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment(str(work / "nix")),
+        )
     finish("nar (user CPU, ours / peer)", rows, [version.stdout.strip()])
 
 
