@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MissingCacheError", "Objects", "Readable", "check_key", "content_type", "open_objects"]
 
-MAX_KEY_BYTES = 1024  # S3's bound
-_KEY = re.compile(r"[!-~]{1,1024}")
+_KEY = re.compile(r"[!-~]{1,1024}")  # S3's bound
 _ESCAPES = (("%2e", "."), ("%2E", "."), ("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\"))
 
 

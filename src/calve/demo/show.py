@@ -55,7 +55,6 @@ class Play:
         directory: where everything is kept.
         config: the fleet file; its first fleet is played.
         system: "webserver" or "tiny".
-        draining: False shows what happens without it: failed requests.
         progress: told of steps.
         told: told of machines.
         cancel: ends it.
@@ -67,7 +66,6 @@ class Play:
     told: Told
     cancel: Cancel
     system: str = "webserver"
-    draining: bool = True
     clock: Clock = SYSTEM
 
     @property
@@ -109,7 +107,7 @@ def show(play: Play) -> Report:
         systems = [workshop.system(store, play.system, number) for number in (1, 2)]
         initrd = workshop.initrd()
         play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
-        world = owner.enter_context(World(work, draining=play.draining))
+        world = owner.enter_context(World(work))
         client = Client(context=None, cancel=play.cancel)
         owner.callback(client.close)
         cache = open_objects(world.operator_cache, client, world.operator_credentials)

@@ -45,11 +45,10 @@ class World:
 
     Args:
         directory: objects, disks and consoles; of its own.
-        draining: False lets the balancer cut off what is deregistered, which clients notice.
         clock: the time of day.
     """
 
-    def __init__(self, directory: Path, *, draining: bool = True, clock: Clock = SYSTEM) -> None:
+    def __init__(self, directory: Path, *, clock: Clock = SYSTEM) -> None:
         self._clock = clock
         self._owner = contextlib.ExitStack()
         self.principals = Principals()
@@ -71,7 +70,7 @@ class World:
         self.machines = QemuMachines(directory / "machines", self._metadata)
         # A target group is checked every 5 s at the least on AWS, which is long for a show.
         self.balancer = HaProxy(check_interval_s=1.0, directory=directory)
-        self.cloud = Cloud(self.machines, self.balancer, region=REGION, draining=draining)
+        self.cloud = Cloud(self.machines, self.balancer, region=REGION)
         self._api = Server(self.cloud.handle, name="aws")
 
     def __enter__(self) -> Self:

@@ -44,7 +44,7 @@ class Initrd:
     Attributes:
         busybox: a static busybox.
         kernel_modules: `lib/modules/VERSION` of the kernel it will run under.
-        agent: the payload; None leaves the agent out (a machine that boots what its disk has).
+        agent: its payload.
         policy: the image's policy, `boot.policy.Policy.dump`'s bytes.
         ca_file: certificate authorities; they stand at `/etc/calve/ca.pem`.
     """

@@ -204,10 +204,6 @@ class QemuMachines:
         except FileNotFoundError:
             return b""
 
-    def disk(self, instance_id: str) -> Path:
-        """Return the root disk's file; it stays until the directory is removed."""
-        return self._directory / instance_id / "disk.raw"
-
     def kill(self, instance_id: str) -> None:
         """End the machine as a crash of its host would: kill -9."""
         machine = self._machines.get(instance_id)
