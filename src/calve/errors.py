@@ -17,6 +17,7 @@ __all__ = [
     "DamagedError",
     "DeadlineError",
     "NotFoundError",
+    "RefusedError",
     "SignatureError",
     "SpaceError",
     "TransientError",
@@ -59,6 +60,10 @@ class NotFoundError(CalveError):
     """A bucket, an object, a file or a path does not exist (exit 5)."""
 
     exit_code = 5
+
+
+class RefusedError(CalveError):
+    """A server will not have a request, for a reason of its own (exit 1). Another server may."""
 
 
 class ConflictError(CalveError):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CancelledError
 
-__all__ = ["Cancel", "Group", "limit_arenas"]
+__all__ = ["Budget", "Cancel", "Group", "limit_arenas"]
 
 P = ParamSpec("P")
 
@@ -92,6 +93,42 @@ class Cancel:
         self._unlink()
 
 
+class Budget:
+    """So much of something, bytes of memory for example, that threads share; who asks first is served first."""
+
+    def __init__(self, amount: int) -> None:
+        self._amount = amount
+        self._held = 0
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+
+    @contextmanager
+    def held(self, amount: int, cancel: Cancel) -> Iterator[None]:
+        """Hold so much, once there is room; more than there is at all is as much as that.
+
+        Raises:
+            CancelledError: it was cancelled while it waited.
+        """
+        wanted = min(amount, self._amount)
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                while self._queue[0] is not ticket or self._held + wanted > self._amount:
+                    self._changed.wait(0.2)
+                    cancel.check()
+                self._held += wanted
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= wanted
+                self._changed.notify_all()
+
+
 class Group:
     """At most `limit` threads at a time; `spawn` waits for a place.
 
@@ -106,6 +143,7 @@ class Group:
         self._threads: deque[threading.Thread] = deque()
         self._error: BaseException | None = None
         self._lock = threading.Lock()
+        self._starting = threading.Lock()
         self._count = 0
 
     def spawn(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -115,14 +153,15 @@ class Group:
         if self.cancel.cancelled:
             self._slots.release()
             self.cancel.check()
-        self._count += 1
-        thread = threading.Thread(
-            target=self._run, args=(function, args, kwargs), name=f"{self.name}-{self._count}"
-        )
-        while self._threads and not self._threads[0].is_alive():
-            self._threads.popleft().join()
-        self._threads.append(thread)
-        thread.start()
+        with self._starting:
+            self._count += 1
+            thread = threading.Thread(
+                target=self._run, args=(function, args, kwargs), name=f"{self.name}-{self._count}"
+            )
+            while self._threads and not self._threads[0].is_alive():
+                self._threads.popleft().join()
+            thread.start()
+            self._threads.append(thread)
 
     def _run(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -142,7 +142,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 tuple(sorted(draw(st.sets(signatures, max_size=3)))),
                 draw(st.none() | st.just(f"fixed:r:{Hash.sha256(b'x').nix32}")),
             ),
-            draw(st.text(max_size=30)),
+            draw(st.text(min_size=1, max_size=30)),
             draw(st.sampled_from(["zstd", "xz", "none"])),
             draw(st.none() | st.just(Hash.sha256(b"x"))),
             draw(st.none() | st.integers(0, 2**63 - 1)),

@@ -72,7 +72,7 @@ class Failing(DirectoryObjects):
 
 
 def check(cache: DirectoryObjects) -> None:
-    for key in cache.list(""):
+    for key in [one.key for one in cache.list("")]:
         if key.endswith(".narinfo"):
             entry = NarInfo.parse(cache.get(key, 65536))
             assert cache.head(entry.url) is not None
@@ -87,6 +87,12 @@ class Sink:
 
     def missing(self, paths: Iterable[StorePath]) -> list[StorePath]:
         return [path for path in paths if path not in self.valid]
+
+    def adopt(self, _infos: Sequence[PathInfo]) -> set[StorePath]:
+        return set()
+
+    def flush(self) -> None:
+        pass
 
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
         for _ in events:

@@ -11,12 +11,15 @@ from dataclasses import replace
 import pytest
 
 from calve.cache import manifest as manifests
-from calve.cache.objects import MissingCacheError, open_objects
+from calve.cache.compression import Codec
+from calve.cache.objects import Listed, MissingCacheError, open_objects
 from calve.cache.pull import plan, pull
 from calve.cache.push import push
 from calve.cache.s3 import PART_BYTES
+from calve.clock import SystemClock
 from calve.errors import (
     AccessError,
+    CalveError,
     CancelledError,
     DamagedError,
     NotFoundError,
@@ -72,6 +75,10 @@ SLOW = Response(
 )
 
 
+def keys(cache, prefix=""):
+    return [one.key for one in cache.list(prefix)]
+
+
 # Objects
 
 
@@ -81,8 +88,8 @@ def test_objects_are_put_got_listed_and_deleted(cache, service):
     assert cache.get("nar/a+b=.nar", 4) == b"data"
     assert cache.head("nar/a+b=.nar") == 4
     assert cache.head("nar/none") is None
-    assert list(cache.list("")) == ["b.narinfo", "nar/a+b=.nar"]
-    assert list(cache.list("nar/")) == ["nar/a+b=.nar"]
+    assert keys(cache) == ["b.narinfo", "nar/a+b=.nar"]
+    assert keys(cache, "nar/") == ["nar/a+b=.nar"]
     with cache.open("nar/a+b=.nar") as source:
         assert source.read(10) == b"data"
         assert source.read(10) == b""
@@ -91,22 +98,16 @@ def test_objects_are_put_got_listed_and_deleted(cache, service):
     assert list(entry.checksums) == ["sha256"]
     cache.delete("b.narinfo")
     cache.delete("b.narinfo")
-    assert list(cache.list("")) == ["nar/a+b=.nar"]
+    assert keys(cache) == ["nar/a+b=.nar"]
 
 
 def test_a_prefix_stands_before_every_key(objects_of, admin, service):
     cache = objects_of(admin, prefix="/team/nix")
     cache.put("x", b"1")
     assert service.bucket("nix").keys() == ["team/nix/x"]
-    assert list(cache.list("")) == ["x"]
+    assert keys(cache) == ["x"]
     assert cache.get("x", 1) == b"1"
     assert cache.url == "s3://nix/team/nix"
-
-
-def test_listing_goes_on_for_more_than_a_page(cache, s3):
-    for number in range(1003):
-        s3.put_object(Bucket="nix", Key=f"k/{number:04}", Body=b"")
-    assert list(cache.list("k/")) == [f"k/{number:04}" for number in range(1003)]
 
 
 def test_only_new_and_match(cache):
@@ -189,6 +190,198 @@ def test_an_upload_that_is_gone_because_it_was_completed(cache, faults, only_new
     faults.add(Answer(gone), method="POST", skip=1)
     with pytest.raises(NotFoundError):
         cache.put_stream("nar/y", iter([os.urandom(PART_BYTES)]), only_new=only_new)
+
+
+# Listing, removing, ranges
+
+
+class Impatient(SystemClock):
+    """Does not wait."""
+
+    def wait(self, event, seconds):
+        return event.is_set()
+
+
+def removal(*errors):
+    """Answer a DeleteObjects with (key, code) pairs of what stays."""
+    text = "".join(f"<Error><Key>{k}</Key><Code>{c}</Code></Error>" for k, c in errors)
+    return Response(200, {}, f"<DeleteResult>{text}</DeleteResult>".encode())
+
+
+def test_a_listing_says_size_time_and_tag(cache, clock):
+    before = clock.now().timestamp()
+    cache.put("nar/x", b"12345")
+    (one,) = cache.list("nar/")
+    _, tag = cache.get_tagged("nar/x", 10)
+    assert one == Listed("nar/x", 5, tag, one.modified_s)
+    assert before - 1 <= one.modified_s <= clock.now().timestamp()
+
+
+def test_the_tag_of_an_upload_in_parts_is_the_listing_s(cache):
+    cache.put_stream("x", iter([os.urandom(PART_BYTES + 1)]))
+    (one,) = cache.list("")
+    assert one.tag.endswith('-2"')
+    assert cache.delete("x", match=one.tag)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "<Size>1</Size><ETag>e</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified>",
+        "<Key>x</Key><ETag>e</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified>",
+        "<Key>x</Key><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified>",
+        "<Key>x</Key><Size>1</Size><ETag>e</ETag>",
+        "<Key>x</Key><Size>1</Size><ETag>e</ETag><LastModified>2026-01-01</LastModified>",
+        "<Key>x</Key><Size>-1</Size><ETag>e</ETag><LastModified>2026-01-01T00:00Z</LastModified>",
+        "<Key>x</Key><Size>9999999999999999999</Size><ETag>e</ETag><LastModified>2026-01-01T00:00Z</LastModified>",
+    ],
+)
+def test_a_malformed_entry_of_a_listing(cache, faults, entry):
+    body = f"<ListBucketResult><Contents>{entry}</Contents></ListBucketResult>".encode()
+    faults.add(Answer(Response(200, {}, body)), method="GET")
+    with pytest.raises(DamagedError, match="an entry of the listing"):
+        list(cache.list(""))
+
+
+def test_a_version_is_removed_and_another_stays(cache, service):
+    cache.put("x", b"one")
+    _, old = cache.get_tagged("x", 10)
+    cache.put("x", b"two")
+    assert not cache.delete("x", match=old)
+    assert cache.get("x", 10) == b"two"
+    (one,) = cache.list("")
+    assert cache.delete("x", match=one.tag)
+    assert cache.delete("x", match=one.tag)  # there is nothing
+    assert cache.delete("x")
+    assert service.bucket("nix").keys() == []
+
+
+def test_a_removal_whose_answer_is_lost(cache, faults):
+    cache.put("x", b"one")
+    (one,) = cache.list("")
+    faults.add(Lost(performed=True), method="DELETE")
+    assert cache.delete("x", match=one.tag)
+    assert faults.injected == 1
+
+
+def test_of_many_those_that_changed_stay(objects_of, admin, service):
+    cache = objects_of(admin, prefix="/team/nix")
+    for key in ("a", "b&<>'c", "d", "e"):
+        cache.put(key, b"old")
+    listed = list(cache.list(""))
+    cache.put("d", b"new")
+    cache.delete("e")
+    assert [one.key for one in cache.delete_many(iter(listed))] == ["d"]
+    assert service.bucket("nix").keys() == ["team/nix/d"]
+    assert service.counts["DeleteObjects"] == 1
+
+
+def test_nothing_is_removed_without_a_request(cache, service):
+    assert cache.delete_many([]) == []
+    assert not service.calls
+
+
+def test_many_are_removed_a_thousand_a_request(cache, service, s3):
+    for number in range(1003):
+        s3.put_object(Bucket="nix", Key=f"k/{number:04}", Body=b"")
+    listed = list(cache.list("k/"))
+    assert [one.key for one in listed] == [f"k/{number:04}" for number in range(1003)]
+    cache.put("k/0007", b"new")
+    cache.put("k/1001", b"new")
+    assert [one.key for one in cache.delete_many(listed)] == ["k/0007", "k/1001"]
+    assert service.bucket("nix").keys() == ["k/0007", "k/1001"]
+    assert service.counts["DeleteObjects"] == 2
+    assert service.counts["ListObjectsV2"] == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Lost(performed=True),
+        Lost(performed=False),
+        Answer(SLOW),
+        Reset(),
+        Truncate(after_bytes=20),
+        Answer(Response(200, {}, b"<Error><Code>InternalError</Code></Error>")),
+    ],
+)
+def test_many_are_removed_through_faults(cache, service, faults, fault):
+    for key in ("a", "b", "c"):
+        cache.put(key, b"old")
+    listed = list(cache.list(""))
+    cache.put("b", b"new")
+    faults.add(fault, method="POST", times=2)
+    assert [one.key for one in cache.delete_many(listed)] == ["b"]
+    assert faults.injected == 2
+    assert service.bucket("nix").keys() == ["b"]
+
+
+def test_keys_that_s3_could_not_remove_are_asked_for_again(cache, service, faults):
+    for key in ("a", "b", "c", "d"):
+        cache.put(key, b"")
+    listed = list(cache.list(""))
+    faults.add(Answer(removal(("b", "InternalError"), ("d", "SlowDown"))), method="POST")
+    assert cache.delete_many(listed) == []
+    assert service.bucket("nix").keys() == ["a", "c"]  # of which it was said that they are gone
+
+
+def test_keys_that_s3_never_removes_are_an_error(cache, faults, client):
+    client.clock = Impatient()
+    cache.put("a", b"")
+    cache.put("b", b"")
+    listed = list(cache.list(""))
+    faults.add(Answer(removal(("b", "SlowDown"))), method="POST", times=None)
+    with pytest.raises(TransientError, match="SlowDown") as caught:
+        cache.delete_many(listed)
+    assert caught.value.place == "s3://nix/b"
+    assert faults.injected == 8
+
+
+def test_who_may_not_remove_all(objects_of, principals, cache, service):
+    for key in ("mine/a", "yours/a", "mine/b"):
+        cache.put(key, b"")
+    policy = [Allow("s3:*", "arn:aws:s3:::nix/mine/*"), Allow("s3:ListBucket", "arn:aws:s3:::nix")]
+    theirs = objects_of(principals.add_user("user", policy))
+    with pytest.raises(AccessError, match="AccessDenied") as caught:
+        theirs.delete_many(list(cache.list("")))
+    assert caught.value.place == "s3://nix/yours/a"
+    assert service.bucket("nix").keys() == ["yours/a"]
+    assert service.counts["DeleteObjects"] == 1
+
+
+def test_answers_to_a_removal_that_make_no_sense(cache, faults):
+    cache.put("a", b"")
+    listed = list(cache.list(""))
+    for answer, error, match in (
+        (removal(("other", "SlowDown")), DamagedError, "another object"),
+        (removal(("a", "")), CalveError, "answered 200"),
+        (Response(200, {}, b"<Dele"), DamagedError, "not XML"),
+        (Response(200, {}, b"<Error><Code>AccessDenied</Code></Error>"), AccessError, "Denied"),
+        (Response(403, {}, b"<Error><Code>AccessDenied</Code></Error>"), AccessError, "Denied"),
+        (Response(404, {}, b"<Error><Code>NoSuchBucket</Code></Error>"), MissingCacheError, "nix"),
+    ):
+        faults.add(Answer(answer), method="POST")
+        with pytest.raises(error, match=match):
+            cache.delete_many(listed)
+    assert keys(cache) == ["a"]
+
+
+def test_a_range_is_read_through_faults(cache, service, faults):
+    data = os.urandom(300_000)
+    cache.put("nar/x", data)
+    faults.add(Reset(after_bytes=100_000), method="GET", times=1)
+    with cache.open("nar/x", start=1000, end=250_000) as source:
+        assert b"".join(iter(lambda: source.read(65536), b"")) == data[1000:250_000]
+    ranges = [call.range for call in service.calls if call.method == "GET"]
+    assert len(ranges) == 2
+    assert ranges[0] == "bytes=1000-249999"
+    assert ranges[1].endswith("-249999")
+    assert service.sent_bytes["admin"] < 400_000
+    with cache.open("nar/x", start=299_999) as source:
+        assert source.read(10) == data[-1:]
+    for start, end in ((0, 300_001), (300_000, 300_001)):
+        with cache.open("nar/x", start=start, end=end) as source, pytest.raises(DamagedError):
+            source.read(10)
 
 
 # What can be wrong with a bucket
@@ -314,14 +507,14 @@ def without_signatures(infos):
 
 
 def test_push_and_pull_and_their_requests(cache, service, store, top, key, ring, tmp_path):
-    done = push(store, [top], cache, key, root=("web", "live"))
+    done = push(store, [top], cache, key)
     assert done.new_paths == 12
     counts = service.counts
-    assert counts["ListObjectsV2"] == 0
+    assert counts["ListObjectsV2"] == 1  # of pending records
     assert counts["UploadPart"] == 2
-    # Per path: ask for the narinfo, NAR (in parts: of the big one), narinfo. Beside: root, pending, cache-info,
-    # manifest, signature, root, pending; and HEAD of the big NAR.
-    assert len(service.calls) == 12 * 3 + 3 + 8 + 1
+    # Per path: NAR (in parts: of the big one), narinfo. Beside: root asked and made, cache-info asked and made,
+    # pending made, listed and removed, gc, manifest.
+    assert len(service.calls) == 12 * 2 + 3 + 9
     digest = done.manifests[top]
 
     before = len(service.calls)
@@ -332,7 +525,7 @@ def test_push_and_pull_and_their_requests(cache, service, store, top, key, ring,
     assert got.fetched_bytes == done.compressed_bytes
 
     before = len(service.calls)
-    assert push(store, [top], cache, key, root=("web", "live")).new_paths == 0
+    assert push(store, [top], cache, key).new_paths == 0
     assert len(service.calls) - before == 2
     before = len(service.calls)
     with LocalStore(tmp_path / "there") as sink:
@@ -347,7 +540,7 @@ def test_push_through_faults(cache, service, faults, store, top, key, ring, tmp_
     faults.add(Lost(performed=True), method="PUT", path="*/nar/*", skip=4, times=2)
     faults.add(Answer(SLOW), method="GET", times=2)
     faults.add(Answer(SLOW), method="POST", times=1)
-    done = push(store, [top], cache, key, root=("web", "live"))
+    done = push(store, [top], cache, key)
     assert faults.injected == 12
     assert service.uploads.pending() == []
     faults.clear()
@@ -402,7 +595,7 @@ def test_wrong_bytes_always_are_an_error_and_nothing_is_valid(
 def test_an_unknown_bucket_ends_push_and_pull(objects_of, admin, store, top, key, ring, tmp_path):
     cache = objects_of(admin, bucket="nixx")
     for call in (
-        lambda: push(store, [top], cache, key, root=("web", "live")),
+        lambda: push(store, [top], cache, key),
         lambda: push(store, [top], cache, key, dry_run=True),
         lambda: pulled(tmp_path, "there", cache, top, ring),
         lambda: pulled(tmp_path, "there", cache, top, ring, "a" * 64),
@@ -418,7 +611,7 @@ def test_two_pushers_at_once_lose_nothing(objects_of, admin, service, store, top
 
     def run(key, level):
         try:
-            done = push(store, [top], objects_of(admin), key, level=level, root=("web", key.name))
+            done = push(store, [top], objects_of(admin), key, codec=Codec(level=level))
             digests[key.name] = done.manifests[top]
         except Exception as error:  # noqa: BLE001
             errors.append(error)
@@ -488,10 +681,10 @@ def test_wrong_credentials_end_a_push_before_it_writes_more(
     objects_of, admin, server, service, store, top, key
 ):
     class Late:
-        """Right for the pending record, wrong from then on."""
+        """Right for the cache's and the pending record, wrong from then on."""
 
         def credentials(self, *, refresh=False):
-            secret = "x" * 40 if service.counts["PutObject"] else admin.secret_key
+            secret = "x" * 40 if service.counts["PutObject"] > 1 else admin.secret_key
             return Credentials(admin.access_key, secret, admin.token)
 
     cache = objects_of(admin)
@@ -502,8 +695,7 @@ def test_wrong_credentials_end_a_push_before_it_writes_more(
         push(store, [top], cache, key)
     server.faults = None
     written = [path for method, path in seen if method in {"PUT", "POST"}]
-    assert len(written) == 1
-    assert "/pending/" in written[0]
+    assert [path.split("/")[2] for path in written] == ["nix-cache-info", "pending"]
 
 
 def test_a_cancelled_upload_leaves_no_parts(server, admin, service):

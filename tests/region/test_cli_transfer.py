@@ -294,8 +294,11 @@ def test_ctrl_c_in_the_middle_of_a_pull(number, shop, bucket, server, faults, tm
     server.faults = None
     assert (child.returncode, out, err) == (130, "", "interrupted\n")
     assert paths_of(tmp_path / "to") == set()
-    assert {path.name for path in (tmp_path / "to/nix/store").iterdir()} == {".links"}
+    # What was verified is left to the next run, out of sight.
+    left = {path.name for path in (tmp_path / "to/nix/store").iterdir()}
+    assert all(name.startswith(".") for name in left)
     shop.pull(bucket, tmp_path / "to")
+    assert not list((tmp_path / "to/nix/store").glob(".calve*"))
     assert paths_of(tmp_path / "to") == {str(shop.top), str(shop.lib)}
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from calve.errors import CalveError, CancelledError
-from calve.tasks import Cancel, Group
+from calve.tasks import Budget, Cancel, Group
 
 
 def test_the_first_error_cancels_the_rest_and_is_raised():
@@ -79,3 +79,38 @@ def test_spawning_into_a_cancelled_group_is_refused():
     with pytest.raises(CancelledError), Group("t", limit=1) as group:
         group.cancel.cancel()
         group.spawn(lambda: None)
+
+
+def test_a_budget_is_shared_in_order_and_what_is_too_large_gets_all_of_it() -> None:
+    budget = Budget(10)
+    cancel = Cancel()
+    order: list[str] = []
+    first = threading.Event()
+
+    def hold(name: str, amount: int) -> None:
+        with budget.held(amount, cancel):
+            order.append(name)
+            if name == "large":
+                first.set()
+
+    with budget.held(6, cancel):
+        with budget.held(4, cancel):
+            pass
+        large = threading.Thread(target=hold, args=("large", 99))
+        large.start()
+        while not budget._queue:
+            pass
+        small = threading.Thread(target=hold, args=("small", 1))
+        small.start()
+        while len(budget._queue) < 2:
+            pass
+        assert order == []  # there is room for the small one, but it came later
+    large.join()
+    small.join()
+    assert order == ["large", "small"]
+    with budget.held(10, cancel):
+        cancel.cancel()
+        with pytest.raises(CancelledError), budget.held(1, cancel):
+            pass
+    with budget.held(10, Cancel()):
+        pass

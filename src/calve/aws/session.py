@@ -35,6 +35,7 @@ _ACCESS = {
     "ExpiredTokenException",
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
+    "InvalidSignatureException",
     "MissingAuthenticationToken",
     "OptInRequired",
     "RequestExpired",
@@ -80,8 +81,12 @@ class Session:
     profile: str | None = None
     credentials: Credentials | None = None
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, *, path_style: bool = False) -> Any:
         """Make a boto3 client.
+
+        Args:
+            service: boto's name of it.
+            path_style: For S3: buckets stand in the path, not in the host's name.
 
         Raises:
             AccessError: The profile does not exist.
@@ -96,6 +101,7 @@ class Session:
             read_timeout=READ_S,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             proxies={} if self.endpoint is not None else None,
+            s3={"addressing_style": "path"} if path_style else None,
         )
         try:
             return _boto3_session(self.profile, self.region).client(

@@ -19,14 +19,21 @@ from calve.boot.console import Console
 from calve.boot.failure import Failure, classify
 from calve.boot.policy import Policy
 from calve.boot.store import BootStore
-from calve.cache import pull
+from calve.cache import keyring, pull
 from calve.cache.objects import Objects, open_objects
 from calve.clock import SYSTEM, Clock
 from calve.contract import evidence, userdata
 from calve.contract.codes import Code
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CalveError, CancelledError, DamagedError, DeadlineError, UsageError
-from calve.nix.signing import Keyring, PublicKey
+from calve.errors import (
+    CalveError,
+    CancelledError,
+    DamagedError,
+    DeadlineError,
+    UsageError,
+    VerificationError,
+)
+from calve.nix.signing import Keyring
 from calve.nix.storepath import StorePath
 from calve.progress import Event, Step
 from calve.tasks import Cancel, Group, limit_arenas
@@ -112,7 +119,7 @@ class Agent:
             service = imds.Imds(metadata, self._policy.imds)
             wanted = UserData.parse(service.user_data())
             self._deadline_s = wanted.deadline_s
-            keyring = self._keyring(wanted.keys)
+            roots = Keyring.parse(self._policy.keys)
             system = _system(wanted.system)
             store = owner.enter_context(BootStore(self._policy.root))
             if not store.whole(system):
@@ -120,7 +127,9 @@ class Agent:
                 owner.callback(client.close)
                 role = imds.Role(service)
                 caches = [_cache(url, client, role) for url in wanted.caches]
-                self._fetch(store, system, wanted.manifest, caches, keyring, cancel)
+                self._enter("manifest")
+                answered, trusted = self._trust(store, caches, roots, wanted.keys)
+                self._fetch(store, system, wanted.manifest, answered, trusted, cancel)
             self._enter("commit")
             self._check_system(system)
             generation = store.finish(system)
@@ -144,15 +153,14 @@ class Agent:
         system: StorePath,
         manifest: str,
         caches: Sequence[Objects],
-        keyring: Keyring,
+        trusted: Keyring,
         cancel: Cancel,
     ) -> None:
-        self._enter("manifest")
         plan = pull.plan(
             caches,
             [system],
             store,
-            keyring,
+            trusted,
             manifest=manifest,
             cancel=cancel,
             progress=self._listen,
@@ -172,15 +180,30 @@ class Agent:
         self._figures.nar_bytes = pulled.nar_bytes
         self._figures.fetched_bytes = pulled.fetched_bytes
 
-    def _keyring(self, names: Sequence[str]) -> Keyring:
-        trusted = {key.name: key for key in map(PublicKey.parse, self._policy.keys)}
-        unknown = [name for name in names if name not in trusted]
-        if unknown:
+    def _trust(
+        self, store: BootStore, caches: Sequence[Objects], roots: Keyring, names: Sequence[str]
+    ) -> tuple[Sequence[Objects], Keyring]:
+        """Read the caches' keyrings; return the caches that answered, and the keys that user data chooses.
+
+        A name that nobody knows is an error. One that was revoked counts no longer, which is one if none is left:
+        user data outlives a key.
+        """
+        if not roots.keys:
+            raise UserDataError(Code.KEY_UNKNOWN, "the image trusts no key")
+        try:
+            found = keyring.trusted(caches, roots, store.sequences())
+        except VerificationError as error:
+            raise UserDataError(Code.CACHE_UNTRUSTED, str(error)) from error
+        store.remember(found.sequences)
+        chosen = tuple(key for key in found.keyring.keys if key.name in names)
+        heard = {key.name for key in (*found.keyring.keys, *found.revoked)}
+        wrong = [name for name in names if name not in heard or not chosen]
+        if wrong:
+            known = ", ".join(sorted({key.name for key in found.keyring.keys}))
             raise UserDataError(
-                Code.KEY_UNKNOWN,
-                f"the image trusts {', '.join(trusted) or 'no key'}, not {', '.join(unknown)}",
+                Code.KEY_UNKNOWN, f"image and keyring trust {known}, not {', '.join(wrong)}"
             )
-        return Keyring(tuple(trusted[name] for name in names))
+        return found.caches, Keyring(chosen)
 
     def _check_system(self, system: StorePath) -> None:
         init = self._policy.root / str(system).lstrip("/") / "init"

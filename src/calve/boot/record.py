@@ -7,6 +7,8 @@ waits for stage 2 to load it. A name in the store is no proof: a power cut leave
 What counts as valid: the registration's paths (stage 2 has not run since), `fetched` (it cannot have run since),
 and of `committed` what a profile generation or a garbage-collection root still reaches: stage 2's collector may
 have deleted, in part, whatever else there was.
+
+Beside it, `/nix/var/calve/keyrings.json`: the highest sequence of each cache's keyring that this machine has seen.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo
 from calve.nix.storepath import StorePath
 
-__all__ = ["VERSION", "Record", "reachable"]
+__all__ = ["VERSION", "Record", "dump_sequences", "parse_sequences", "reachable"]
 
 VERSION = 1
 _DAMAGE = (
@@ -62,6 +64,23 @@ class Record:
             return cls(_infos(body["committed"]), _infos(body["fetched"]))
         except _DAMAGE:
             return cls({}, {})
+
+
+def dump_sequences(sequences: Mapping[str, int]) -> bytes:
+    """Return the file of what was seen of keyrings, by the caches' URLs."""
+    body = {"version": VERSION, "sequences": dict(sorted(sequences.items()))}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def parse_sequences(data: bytes) -> dict[str, int]:
+    """Read that file; of a damaged one, or one of a newer version, nothing is known."""
+    try:
+        body = json.loads(data)
+        if body["version"] != VERSION:
+            return {}
+        return {str(url): int(number) for url, number in body["sequences"].items()}
+    except _DAMAGE:
+        return {}
 
 
 def _row(info: PathInfo) -> dict[str, Any]:

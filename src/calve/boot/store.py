@@ -17,17 +17,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from calve.boot.record import Record, reachable
+from calve.boot.record import Record, dump_sequences, parse_sequences, reachable
 from calve.errors import CalveError, DamagedError
 from calve.nix import registration
 from calve.nix.nar import Event
 from calve.nix.narinfo import PathInfo
-from calve.nix.staging import Staging
+from calve.nix.staging import Staging, passes
 from calve.nix.storepath import STORE_DIR, StorePath
 
 __all__ = ["BootStore"]
 
 _RECORD = "nix/var/calve/committed.json"
+_KEYRINGS = "nix/var/calve/keyrings.json"
 _REGISTRATION = "nix-path-registration"
 _PROFILES = "nix/var/nix/profiles"
 _LAST_GOOD = "nix/var/nix/gcroots/calve/last-good"
@@ -47,7 +48,6 @@ class BootStore:
         self._registered = self._registration()
         self._valid = self._known()
         self._staging = Staging(self._store)
-        self._staging.clean()
 
     def _registration(self) -> dict[StorePath, PathInfo]:
         """Read the image's (or an earlier boot's) registration that stage 2 has not loaded yet."""
@@ -82,6 +82,13 @@ class BootStore:
         """Return those of the paths that are not valid here, in their order."""
         return [path for path in paths if path not in self._valid]
 
+    def adopt(self, infos: Sequence[PathInfo]) -> set[StorePath]:
+        """Stage what earlier boots had verified, or published and not recorded, of these paths; see `Sink`.
+
+        A boot that is interrupted ends with its kernel: all is hashed again.
+        """
+        return self._staging.adopt(infos)
+
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
         """Unpack under a temporary name."""
         self._staging.stage(info, events)
@@ -89,6 +96,10 @@ class BootStore:
     def discard(self, path: StorePath) -> None:
         """Drop what was staged of a path."""
         self._staging.discard(path)
+
+    def flush(self) -> None:
+        """Write what was staged to the disk: a boot that is cut off afterwards need not fetch it again."""
+        self._staging.sync()
 
     def commit(self, batch: Sequence[PathInfo]) -> None:
         """Make staged paths valid: their bytes on the disk, then their names, then our record."""
@@ -98,6 +109,17 @@ class BootStore:
         self._valid.update((info.path, info) for info in batch)
         fetched = {**self._record.fetched, **{info.path: info for info in batch}}
         self._write_record(Record(self._record.committed, fetched))
+
+    # Keyrings
+
+    def sequences(self) -> Mapping[str, int]:
+        """Return the highest sequence seen of each cache's keyring."""
+        return parse_sequences(_read(self._root / _KEYRINGS))
+
+    def remember(self, sequences: Mapping[str, int]) -> None:
+        """Keep the highest sequences seen; durable on return."""
+        if sequences != self.sequences():
+            _replace(self._root / _KEYRINGS, [dump_sequences(sequences)])
 
     # The end of a boot
 
@@ -153,9 +175,9 @@ class BootStore:
         _replace(self._root / _RECORD, [record.dump()])
         self._record = record
 
-    def close(self) -> None:
-        """Remove what was staged and not committed."""
-        self._staging.close()
+    def close(self, *, keep: bool = False) -> None:
+        """Remove what was staged and not committed, or leave it for the next boot to adopt."""
+        self._staging.close(keep=keep)
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +188,7 @@ class BootStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(keep=passes(error))
 
 
 def _closed(infos: Mapping[StorePath, PathInfo]) -> dict[StorePath, PathInfo]:

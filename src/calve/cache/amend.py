@@ -19,14 +19,13 @@ _PRIORITY = 40  # cache.nixos.org's; Nix asks the lowest first
 _TRIES = 10
 
 
-def ensure_info(objects: Objects) -> None:
-    """Make it a binary cache, where it is none yet; UsageError where it is of another store directory."""
+def ensure_info(objects: Objects) -> bool:
+    """Make it a binary cache, where it is none yet, and say so; UsageError where it is of another store directory."""
     try:
         text = objects.get(_INFO, MAX_NARINFO_BYTES).decode("utf-8", "replace")
     except (NotFoundError, AccessError):
         made = f"StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {_PRIORITY}\n"
-        objects.put(_INFO, made.encode("ascii"), only_new=True)
-        return
+        return objects.put(_INFO, made.encode("ascii"), only_new=True)
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name == "StoreDir" and value.strip() != STORE_DIR:
@@ -34,6 +33,7 @@ def ensure_info(objects: Objects) -> None:
                 f"the cache is of the store {value.strip()}, not {STORE_DIR}",
                 place=f"{objects.url}/{_INFO}",
             )
+    return False
 
 
 def amend(
@@ -61,13 +61,27 @@ def amend(
     raise ConflictError("others keep writing to it", place=f"{objects.url}/{key}")
 
 
-def joined(entry: NarInfo, ours: PathInfo, key: SecretKey, old: bytes | None) -> NarInfo:
-    """Return the narinfo to write in place of another: of the same build, its NAR and its signatures stay."""
+def joined(
+    entry: NarInfo, ours: PathInfo, key: SecretKey, old: bytes | None, *, keep: bool = True
+) -> NarInfo:
+    """Return the narinfo to write in place of another.
+
+    Args:
+        entry: the one to write, where there is none.
+        ours: what the store says of the path, with our signature.
+        key: ours.
+        old: what is there. Of the same build, its signatures stay; of the same NAR, what it says of its file does.
+        keep: False where that is wrong.
+    """
     base = entry
+    signatures = entry.info.signatures
     with suppress(DamagedError):
         there = entry if old is None else NarInfo.parse(old)
-        base = there if there.info.fingerprint == ours.fingerprint else entry
-    kept = tuple(one for one in base.info.signatures if one.name != key.name)
+        if there.info.fingerprint == ours.fingerprint:
+            signatures = there.info.signatures
+            if keep and there.url == entry.url and entry.file_hash is None:
+                base = there
+    kept = tuple(one for one in signatures if one.name != key.name)
     return replace(
         base, info=replace(base.info, signatures=merge_signatures(kept, ours.signatures))
     )

@@ -20,12 +20,13 @@ from calve.errors import (
     DamagedError,
     DeadlineError,
     NotFoundError,
+    RefusedError,
     SignatureError,
     TransientError,
     UsageError,
     VerificationError,
 )
-from calve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo
+from calve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo, PathInfo
 from calve.nix.signing import Keyring
 from calve.nix.sink import Sink
 from calve.nix.storepath import StorePath
@@ -35,6 +36,8 @@ __all__ = [
     "OTHER_MAY_HELP",
     "Found",
     "find",
+    "find_same",
+    "locate",
     "narinfo_key",
     "read_manifest",
     "read_narinfo",
@@ -48,6 +51,7 @@ OTHER_MAY_HELP = (
     VerificationError,
     TransientError,
     DeadlineError,
+    RefusedError,
 )
 """Errors of one cache after which another is asked."""
 _GRAVITY = (
@@ -56,6 +60,7 @@ _GRAVITY = (
     MissingCacheError,
     TransientError,
     DeadlineError,
+    RefusedError,
     AccessError,
     NotFoundError,
 )
@@ -138,6 +143,50 @@ def find(caches: Sequence[Objects], keyring: Keyring, path: StorePath) -> Found:
             f"no cache has {path}", place=", ".join(cache.url for cache in caches)
         ) from worst
     raise worst
+
+
+def find_same(caches: Sequence[Objects], keyring: Keyring, info: PathInfo) -> Found:
+    """Ask caches in their order for a path of which all but its place is known.
+
+    Raises:
+        CalveError: the gravest of their errors; DamagedError where they have another build of the path.
+    """
+    errors: list[CalveError] = []
+    for cache in caches:
+        try:
+            found = find([cache], keyring, info.path)
+        except (*OTHER_MAY_HELP, UsageError) as error:
+            errors.append(error)
+            continue
+        if found.entry.info.fingerprint == info.fingerprint:
+            return found
+        errors.append(
+            DamagedError(
+                "the narinfo is that of another build of this path",
+                place=f"{cache.url}: {info.path}",
+            )
+        )
+    raise gravest(errors)
+
+
+def locate(
+    caches: Sequence[Objects],
+    keyring: Keyring,
+    infos: Iterable[PathInfo],
+    *,
+    jobs: int,
+    cancel: Cancel | None = None,
+) -> dict[StorePath, Found]:
+    """Find where paths are of which all else is known, in parallel; see `find_same`."""
+
+    def one(info: PathInfo, cancel: Cancel) -> Found:
+        cancel.check()
+        return find_same(caches, keyring, info)
+
+    with Crew[Found]("narinfo", jobs=jobs, cancel=cancel) as crew:
+        for info in infos:
+            crew.add(partial(one, info))
+        return {found.entry.info.path: found for found in crew}
 
 
 def walk(

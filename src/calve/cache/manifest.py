@@ -7,9 +7,11 @@ Version 1 is a JSON object on one line:
          "url": "nar/….nar.zst", "compression": "zstd", "signatures": ["NAME:BASE64", …],
          and where known: "fileHash", "fileSize", "deriver", "ca"}, …]}
 
-`paths` stand in the order in which a boot wants them. A manifest never changes: it is addressed by the SHA-256 of
-this text, in base 16, and stored as `manifests/<sha256>.json.zst`. Signatures stand beside it, in
-`manifests/<sha256>.sig.json`: `{"version": 1, "signatures": […]}`, of the bytes `calve-manifest-1;<sha256>`.
+`paths` stand in the order in which a boot wants them; one without `url` is not in this cache (`push
+--skip-signed-by`): its narinfo says where. A manifest never changes: it is addressed by the SHA-256 of this text, in
+base 16, and stored compressed as `manifests/<sha256>.json.zst`. Its signatures, of the bytes
+`calve-manifest-1;<sha256>`, may be added to: `{"version": 1, "signatures": […]}` in a skippable frame (RFC 8878,
+magic 0x184D2A5C) at the object's beginning. Every zstd decoder passes over it, and one request brings both.
 A manifest is trusted by its digest; each of its paths by its own signature over Nix's fingerprint, as in a narinfo.
 """
 
@@ -34,14 +36,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_BYTES",
+    "MAX_OBJECT_BYTES",
     "MAX_PATHS",
     "Manifest",
     "boot_order",
     "check_digest",
     "key",
+    "pack",
     "read",
-    "signatures_key",
+    "read_signed",
     "signed_bytes",
+    "unpack",
 ]
 
 VERSION = 1
@@ -49,6 +54,8 @@ MAX_BYTES = 64 << 20
 MAX_PATHS = 100_000
 _MAX_SIGNATURES_BYTES = 64 * 1024
 _LEVEL = 9  # written once, read by every machine
+_SKIPPABLE = 0x184D2A5C.to_bytes(4, "little")
+MAX_OBJECT_BYTES = MAX_BYTES + 8 + _MAX_SIGNATURES_BYTES
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -121,8 +128,8 @@ def _dump_path(entry: NarInfo) -> dict[str, Any]:
         "narHash": info.nar_hash.nix32,
         "narSize": info.nar_size,
         "references": [path.basename for path in sorted(info.references)],
-        "url": entry.url,
-        "compression": entry.compression,
+        "url": entry.url or None,
+        "compression": entry.compression if entry.url else None,
         "fileHash": None if entry.file_hash is None else entry.file_hash.nix32,
         "fileSize": entry.file_size,
         "deriver": None if info.deriver is None else info.deriver.basename,
@@ -162,8 +169,8 @@ def _parse_path(item: object, place: str, names: _Names) -> NarInfo:
             signatures=fields.texts("signatures", Signature.parse),
             ca=fields.optional("ca", check_ca),
         ),
-        url=fields.text("url", str),
-        compression=fields.text("compression", str),
+        url=fields.optional("url", str) or "",
+        compression=fields.text("compression", str) if fields.has("url") else "none",
         file_hash=fields.optional("fileHash", Hash.parse),
         file_size=fields.optional_number("fileSize"),
     )
@@ -206,11 +213,6 @@ def key(digest: str) -> str:
     return f"manifests/{check_digest(digest)}.json.zst"
 
 
-def signatures_key(digest: str) -> str:
-    """Return where the signatures of the manifest of this digest lie."""
-    return f"manifests/{check_digest(digest)}.sig.json"
-
-
 def signed_bytes(digest: str) -> bytes:
     """Return what is signed of the manifest of this digest."""
     return f"calve-manifest-1;{check_digest(digest)}".encode("ascii")
@@ -221,10 +223,58 @@ def digest_of(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def compress(body: bytes) -> bytes:
-    """Return the object for a manifest's text."""
+def pack(body: bytes, signatures: Iterable[Signature] = (), nonce: str | None = None) -> bytes:
+    """Return the object for a manifest's text.
+
+    Args:
+        body: the text.
+        signatures: of it.
+        nonce: makes it another object with the same meaning.
+    """
+    texts = [signature.dump() for signature in merge_signatures(tuple(signatures))]
+    front = {"version": VERSION, "signatures": texts}
+    beside = record.dump(front if nonce is None else {**front, "nonce": nonce})
     made = compressor(_LEVEL, len(body))
-    return bytes(made.compress(body) + made.flush())
+    head = _SKIPPABLE + len(beside).to_bytes(4, "little") + beside
+    return head + bytes(made.compress(body)) + bytes(made.flush())
+
+
+def unpack(data: bytes, digest: str, place: str) -> tuple[bytes, tuple[Signature, ...]]:
+    """Return a manifest's text and its signatures, which are not verified.
+
+    Raises:
+        DamagedError: it is malformed, too long, or not the one of this digest.
+    """
+    signatures: tuple[Signature, ...] = ()
+    at = 0
+    if data[:4] == _SKIPPABLE:
+        at = 8 + int.from_bytes(data[4:8], "little")
+        signatures = _signatures(data[8:at], f"{place}: signatures")
+
+    def source(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return data[at - size : at]
+
+    content = decompressor("zstd", source, place=place)
+    parts: list[bytes] = []
+    total = 0
+    while chunk := content(1 << 18):
+        parts.append(chunk)
+        total += len(chunk)
+        if total > MAX_BYTES:
+            raise DamagedError(f"the manifest is longer than {MAX_BYTES} bytes", place=place)
+    body = b"".join(parts)
+    if digest_of(body) != digest:
+        raise DamagedError("the manifest is not the one of this digest", place=place)
+    return body, signatures
+
+
+def _signatures(data: bytes, place: str) -> tuple[Signature, ...]:
+    what = "manifest's signatures"
+    limit = _MAX_SIGNATURES_BYTES
+    fields = record.parse(data, what=what, version=VERSION, limit=limit, place=place)
+    return fields.texts("signatures", Signature.parse)
 
 
 def read(objects: Objects, digest: str) -> Manifest:
@@ -237,43 +287,14 @@ def read(objects: Objects, digest: str) -> Manifest:
     """
     name = key(digest)
     place = f"{objects.url}/{name}"
-    packed = objects.get(name, MAX_BYTES)
-    at = 0
-
-    def source(size: int) -> bytes:
-        nonlocal at
-        at += size
-        return packed[at - size : at]
-
-    content = decompressor("zstd", source, place=place)
-    parts: list[bytes] = []
-    total = 0
-    while chunk := content(1 << 18):
-        parts.append(chunk)
-        total += len(chunk)
-        if total > MAX_BYTES:
-            raise DamagedError(f"the manifest is longer than {MAX_BYTES} bytes", place=place)
-    body = b"".join(parts)
-    parts.clear()
-    packed = b""
-    if digest_of(body) != digest:
-        raise DamagedError("the manifest is not the one of this digest", place=place)
+    body, _ = unpack(objects.get(name, MAX_OBJECT_BYTES), digest, place)
     return Manifest.parse(body, place)
 
 
-def dump_signatures(signatures: Iterable[Signature]) -> bytes:
-    """Write the object beside a manifest."""
-    texts = [signature.dump() for signature in merge_signatures(tuple(signatures))]
-    return record.dump({"version": VERSION, "signatures": texts})
-
-
-def parse_signatures(data: bytes, place: str) -> tuple[Signature, ...]:
-    """Read the object beside a manifest; DamagedError where it is malformed."""
-    fields = record.parse(
-        data,
-        what="manifest's signatures",
-        version=VERSION,
-        limit=_MAX_SIGNATURES_BYTES,
-        place=place,
-    )
-    return fields.texts("signatures", Signature.parse)
+def read_signed(objects: Objects, digest: str) -> tuple[Manifest, tuple[Signature, ...], str]:
+    """Fetch a manifest with its signatures and its object's tag; errors as those of `read`."""
+    name = key(digest)
+    place = f"{objects.url}/{name}"
+    data, tag = objects.get_tagged(name, MAX_OBJECT_BYTES)
+    body, signatures = unpack(data, digest, place)
+    return Manifest.parse(body, place), signatures, tag

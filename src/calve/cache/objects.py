@@ -6,18 +6,28 @@ A key is relative, without `.` and `..`; a narinfo's `URL:` is one, and foreign:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from calve.cache import url as urls
-from calve.errors import DamagedError, NotFoundError, UsageError
+from calve.errors import AccessError, CalveError, DamagedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.transport.credentials import Provider
     from calve.transport.http import Client
 
-__all__ = ["MissingCacheError", "Objects", "Readable", "check_key", "content_type", "open_objects"]
+__all__ = [
+    "Listed",
+    "MissingCacheError",
+    "Objects",
+    "Readable",
+    "check_key",
+    "content_type",
+    "is_missing",
+    "open_objects",
+]
 
 _KEY = re.compile(r"[!-~]{1,1024}")  # S3's bound
 _ESCAPES = (("%2e", "."), ("%2E", "."), ("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\"))
@@ -25,6 +35,16 @@ _ESCAPES = (("%2e", "."), ("%2E", "."), ("%2f", "/"), ("%2F", "/"), ("%5c", "\\"
 
 class MissingCacheError(NotFoundError):
     """Not an object is missing, but the bucket or the directory that would hold it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing says of an object; `tag` is that of its version, `modified_s` when it was written (epoch)."""
+
+    key: str
+    size_bytes: int
+    tag: str
+    modified_s: float
 
 
 class Readable(Protocol):
@@ -63,8 +83,10 @@ class Objects(Protocol):
     def get_tagged(self, key: str, limit: int) -> tuple[bytes, str]:
         """Return a small object and a tag of its present version, for `put(match=…)`."""
 
-    def open(self, key: str, size: int | None = None) -> Readable:
-        """Open an object for reading; `size` is how long it is said to be."""
+    def open(
+        self, key: str, size: int | None = None, *, start: int = 0, end: int | None = None
+    ) -> Readable:
+        """Open an object, or its bytes from `start` to before `end`; `size` is how long it is said to be."""
 
     def head(self, key: str) -> int | None:
         """Return an object's size in bytes; None where there is none."""
@@ -101,11 +123,34 @@ class Objects(Protocol):
     ) -> bool:
         """Write an object of unknown size, whole or not at all: an error of `chunks` leaves nothing behind."""
 
-    def delete(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
+    def delete(self, key: str, *, match: str | None = None) -> bool:
+        """Remove an object; nothing happens where there is none.
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Return the keys that begin so, sorted by their bytes."""
+        Args:
+            key: which.
+            match: only the version with this tag.
+
+        Returns:
+            False only where there is another version.
+        """
+
+    def delete_many(self, listed: Iterable[Listed]) -> list[Listed]:
+        """Remove objects unless they changed since they were listed; return those that changed and stay."""
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Return the objects whose keys begin so, sorted by the bytes of their keys."""
+
+
+def is_missing(error: CalveError) -> bool:
+    """Say whether an error of reading an object says that it is not there.
+
+    To who may not list S3 says "denied" of a missing object, with a reason for a GET and without one for a HEAD.
+    """
+    if isinstance(error, AccessError):
+        return error.service_code in {"", "AccessDenied"} and not isinstance(
+            error.__cause__, OSError
+        )
+    return isinstance(error, NotFoundError) and not isinstance(error, MissingCacheError)
 
 
 def check_key(key: str, place: object = None) -> str:

@@ -1,62 +1,59 @@
 """Push: closures from a store into a cache, so that no reader ever sees a reference that leads nowhere.
 
-The order: a pending record; what exists, from the previous manifest and then by asking for each unknown path; NARs;
-a narinfo once its NAR and the narinfos of all its references are there; the manifest; its signature; the root; then
-the pending record is removed. The bucket is never listed.
+The order: what exists, from the manifest that the root of the same name keeps; where that does not say it all, a
+pending record, and then a look (`cache.lease`); NARs; a narinfo once its NAR and the narinfos of all its references
+are there; the manifest, signed; the root; then the pending record is removed. What exists is never learnt by listing.
 
 A NAR's key is its hash, which the store knows beforehand: so one pass suffices, dump → SHA-256 → zstd → SHA-256 →
 object, without a temporary file, and the object is made only where there is none. What the file system gives is
 held against the store's hash before the object becomes visible.
+
+Nobody asks for what is most likely new: objects are made only where there is none, and the first one that is there
+after all makes the rest of the push look before it sends.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Lock, Semaphore
-from typing import Protocol
+from threading import Lock
+from typing import Literal, Protocol, TypeAlias
 
 from calve.cache import manifest as manifests
-from calve.cache import roots as records
-from calve.cache.amend import amend, ensure_info, joined
-from calve.cache.compression import compressor
+from calve.cache.amend import ensure_info
+from calve.cache.compression import Codec
+from calve.cache.compressors import Compressors
 from calve.cache.crew import Crew
-from calve.cache.lookup import narinfo_key, read_narinfo
+from calve.cache.keep import Keep, root_names
+from calve.cache.lease import ExpiredError, Lease
+from calve.cache.lookup import narinfo_key
 from calve.cache.manifest import Manifest, boot_order
-from calve.cache.objects import MissingCacheError, Objects
+from calve.cache.objects import Objects
 from calve.cache.order import Waits
-from calve.cache.stream import NarStream
+from calve.cache.publish import first_paths, publish
+from calve.cache.upload import Meter, Uploader
 from calve.clock import SYSTEM, Clock
-from calve.errors import (
-    AccessError,
-    ConflictError,
-    DamagedError,
-    NotFoundError,
-    UsageError,
-)
+from calve.errors import SignatureError, UsageError
 from calve.nix.closure import closure
-from calve.nix.hashes import encode32
 from calve.nix.narinfo import NarInfo, PathInfo
-from calve.nix.signing import SecretKey
+from calve.nix.signing import Keyring, SecretKey
 from calve.nix.storepath import StorePath
-from calve.progress import Progress, Step, silent
+from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
-from calve.transport.retry import Policy, retry
 
 __all__ = ["Pushed", "Store", "push"]
 
-_PENDING_S = 6 * 3600.0
-# From this size on it is cheaper to ask whether the NAR is there (an interrupted push left it) than to send it.
-_ASK_BYTES = 1 << 20
-_PROGRESS_BYTES = 1 << 20
-# A NAR of this size or more may fill a part of an upload in memory, and keeps a processor busy: few at once.
-_LARGE_BYTES = 4 << 20
-_LARGE_JOBS = 3
+_Done: TypeAlias = tuple[Literal["sent", "there", "written"], NarInfo]
+_CODEC = Codec()
+_TRIES = 3
+# Fewer new paths than these are sent without a pending record: they take seconds.
+_FEW_PATHS = 32
+_FEW_BYTES = 256 << 20
+_SAMPLES = 3
+_QUESTIONS = 4  # small requests under way for each job
 
 
 class Store(Protocol):
@@ -76,6 +73,7 @@ class Pushed:
     Attributes:
         paths: of the closures.
         new_paths: of them, those that the cache did not have.
+        skipped_paths: of them, those that another cache has.
         nar_bytes: of the new paths.
         compressed_bytes: of the NARs that were sent; 0 for a dry run.
         manifests: digest by root; empty for a dry run.
@@ -83,6 +81,7 @@ class Pushed:
 
     paths: int
     new_paths: int
+    skipped_paths: int
     nar_bytes: int
     compressed_bytes: int
     manifests: Mapping[StorePath, str] = field(default_factory=dict)
@@ -94,27 +93,26 @@ def push(
     objects: Objects,
     key: SecretKey,
     *,
-    level: int = 3,
+    codec: Codec = _CODEC,
     jobs: int = 8,
-    previous: Manifest | None = None,
-    root: tuple[str, str] | None = None,
+    check: bool = False,
+    skip: Keyring | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
     cancel: Cancel | None = None,
     clock: Clock = SYSTEM,
 ) -> Pushed:
-    """Push the closures of some paths, each with a manifest.
+    """Push the closures of some paths, each with a manifest and a root that keeps it.
 
     Args:
         store: has them.
-        roots: whose closures; a manifest is written for each.
+        roots: whose closures.
         objects: the cache.
         key: signs every path and every manifest.
-        level: of zstd, 1 to 19.
-        jobs: how many NARs are under way at once, at most 3 of them large ones.
-        previous: a manifest in this cache that something keeps: what it names is taken to be there. By default
-            that of `root`.
-        root: owner and name of the root that is to keep the (only) manifest.
+        codec: how NARs are compressed.
+        jobs: how many NARs are under way at once, as far as memory for what is sent allows.
+        check: look at everything, whatever the last push saw, and put back what is gone.
+        skip: paths that one of these keys signed are in another cache, and stay there.
         dry_run: only find out what is new; nothing is written.
         progress: is told, by any thread, one at a time.
         cancel: stops it.
@@ -124,51 +122,25 @@ def push(
         DamagedError: a store path changed on disk; nothing is published of it, nor what refers to it.
         NotFoundError: a root is not valid in the store; or there is no such bucket.
         UsageError: the cache is of another store directory, or the arguments make no sense.
+        ConflictError: others keep changing the same objects.
     """
-    if not roots or (root is not None and len(set(roots)) != 1):
-        raise UsageError("a push needs a store path, and a root keeps exactly one")
-    compressor(level)
-    infos = {info.path: info for info in store.closure(roots)}
-    kept = None if root is None else records.read_root(objects, *root)
-    if previous is None and kept is not None:
-        previous = _read_previous(objects, kept.manifest)
-    run = _Push(store, objects, key, level, jobs, progress, cancel)
-    run.learn(infos, previous)
-    if dry_run:
-        run.probe()
-        return run.report()
-    pending = None
-    if run.unknown:
-        pending = _pending(run.unknown, previous, clock)
-        records.write_pending(objects, pending)
-        run.probe()
-        if previous is None:
-            ensure_info(objects)
-        run.publish()
-    digests = {path: run.write_manifest(path, previous) for path in dict.fromkeys(roots)}
-    if root is not None and (kept is None or kept.manifest != digests[roots[0]]):
-        made = records.Root(*root, manifest=digests[roots[0]], created=clock.now())
-        records.write_root(objects, made)
-    if pending is not None:
-        records.remove_pending(objects, pending)
-    return replace(run.report(), manifests=digests)
-
-
-def _read_previous(objects: Objects, digest: str) -> Manifest | None:
-    """Read the manifest that a root keeps; None where it is gone or of no use: then every path is asked for."""
-    try:
-        return manifests.read(objects, digest)
-    except (NotFoundError, DamagedError, UsageError):
-        return None
-
-
-def _pending(
-    paths: Iterable[StorePath], previous: Manifest | None, clock: Clock
-) -> records.Pending:
-    digest = None if previous is None else manifests.digest_of(previous.dump())
-    return records.Pending.of(
-        secrets.token_hex(16), paths, now=clock.now(), lasts_s=_PENDING_S, previous=digest
-    )
+    if not roots:
+        raise UsageError("a push needs a store path")
+    wanted = root_names(dict.fromkeys(roots))
+    infos = {info.path: info for info in store.closure(list(wanted))}
+    turns = 0
+    with Compressors() as compressors:
+        while True:
+            upload = Uploader(objects, key, codec, compressors, store.real)
+            run = _Push(store, infos, upload, jobs, progress, cancel, clock)
+            keeps = [Keep.read(objects, path, name) for path, name in wanted.items()]
+            try:
+                return run.push(keeps, skip, check=check or turns > 0, dry_run=dry_run)
+            except ExpiredError:
+                turns += 1
+                if turns == _TRIES:
+                    raise
+                progress(Note("the push took too long to be sure; looking again"))
 
 
 class _Push:
@@ -177,216 +149,259 @@ class _Push:
     def __init__(
         self,
         store: Store,
-        objects: Objects,
-        key: SecretKey,
-        level: int,
+        infos: Mapping[StorePath, PathInfo],
+        upload: Uploader,
         jobs: int,
         progress: Progress,
         cancel: Cancel | None,
+        clock: Clock,
     ) -> None:
         self._store = store
-        self._objects = objects
-        self._key = key
-        self._level = level
+        self._infos = infos
+        self._objects = upload.objects
+        self._key = upload.key
         self._jobs = jobs
         self._cancel = cancel
-        self._meter = _Meter(progress)
-        self._large = Semaphore(_LARGE_JOBS)
-        self._infos: Mapping[StorePath, PathInfo] = {}
-        self.unknown: dict[StorePath, PathInfo] = {}
+        self._clock = clock
+        self._meter = Meter(progress)
+        self._upload = upload
+        upload.tell = self._meter.add
+        upload.met = self._met
+        self._lock = Lock()
+        self._previous: str | None = None
+        self._unknown: dict[StorePath, PathInfo] = {}
         self._new: dict[StorePath, PathInfo] = {}
+        self._broken: set[StorePath] = set()  # those whose NAR is there and not what it should be
         self._entries: dict[StorePath, NarInfo] = {}
+        self._unsigned: list[NarInfo] = []  # those that are there without our signature
+        self._hints: dict[StorePath, NarInfo] = {}  # what may be there
+        self._skipped = 0
+        self._lease: Lease | None = None
 
-    def report(self) -> Pushed:
-        """Return what was, or would be, done."""
+    def push(
+        self, keeps: Sequence[Keep], skip: Keyring | None, *, check: bool, dry_run: bool
+    ) -> Pushed:
+        """Do it; ExpiredError where what was seen may be gone."""
+        check = check or any(keep.root is not None and not keep.sure for keep in keeps)
+        self._learn(keeps, skip, check=check)
+        if dry_run:
+            self._probe(check=check)
+            return self._report({})
+        with Lease(self._objects, keeps[0].path, self._clock) as lease:
+            self._lease = lease
+            if self._unknown:
+                self._prepare(keeps, check=check)
+            if self._new or self._unsigned:
+                self._publish()
+            digests = {keep.path: self._write_manifest(keep, check=check) for keep in keeps}
+            lease.check()
+            for keep in keeps:
+                digest, gc = digests[keep.path], self._upload.gc
+                keep.write(self._objects, digest, self._clock, asked=lease.asked, gc=gc)
+            lease.check()  # a machine may have slept within the last request
+            lease.release()
+        return self._report(digests)
+
+    def _report(self, digests: Mapping[StorePath, str]) -> Pushed:
         return Pushed(
             paths=len(self._infos),
             new_paths=len(self._new),
+            skipped_paths=self._skipped,
             nar_bytes=sum(info.nar_size for info in self._new.values()),
             compressed_bytes=self._meter.sent_bytes,
+            manifests=digests,
         )
 
     # What exists
 
-    def learn(self, infos: Mapping[StorePath, PathInfo], previous: Manifest | None) -> None:
-        """Take what the previous manifest names, with our signature, as known; the rest is unknown."""
-        self._infos = infos
-        named = {} if previous is None else {entry.info.path: entry for entry in previous.paths}
-        for path, info in infos.items():
+    def _learn(self, keeps: Sequence[Keep], skip: Keyring | None, *, check: bool) -> None:
+        """Take what manifests that roots keep name, with our signature, as known; the rest is unknown."""
+        named: dict[StorePath, NarInfo] = {}
+        for keep in keeps:
+            if keep.manifest is not None and keep.root is not None:
+                self._previous = keep.root.manifest
+                named |= {entry.info.path: entry for entry in keep.manifest.paths if entry.url}
+        if check:
+            self._hints, named = named, {}
+        for path, info in self._infos.items():
             entry = named.get(path)
-            if entry is not None and self._same(entry, info):
-                self._entries[path] = entry
+            if skip is not None and _signed(info, skip):
+                self._skipped += 1
+                self._entries[path] = NarInfo(info.signed(self._key), "", "none")
+            elif entry is not None and entry.info.fingerprint == info.fingerprint:
+                self._take(entry)
             else:
-                self.unknown[path] = info
+                self._unknown[path] = info
 
-    def _same(self, entry: NarInfo, info: PathInfo) -> bool:
-        """Say whether a cache's entry is of our build of a path, with our signature."""
-        return (
-            entry.info.fingerprint == info.fingerprint
-            and self._key.sign(info.fingerprint) in entry.info.signatures
-        )
+    def _signed(self, entry: NarInfo) -> bool:
+        """Say whether an entry has our signature."""
+        return self._key.sign(entry.info.fingerprint) in entry.info.signatures
 
-    def probe(self) -> None:
-        """Ask for the narinfo of every unknown path."""
-        with Crew[tuple[PathInfo, NarInfo | None]](
-            "probe", jobs=self._jobs, cancel=self._cancel
-        ) as crew:
-            for info in self.unknown.values():
-                crew.add(partial(self._ask, info))
-            for info, entry in crew:
-                if entry is None:
-                    self._new[info.path] = info
-                else:
-                    self._entries[info.path] = entry
+    def _prepare(self, keeps: Sequence[Keep], *, check: bool) -> None:
+        """Find out which of the unknown paths are new, at the price of as few requests as is safe."""
+        size = sum(info.nar_size for info in self._unknown.values())
+        few = len(self._unknown) <= _FEW_PATHS and size <= _FEW_BYTES
+        if few and not check and all(keep.sure for keep in keeps):
+            if any(keep.root is not None and keep.root.gc for keep in keeps):
+                self._ask_doomed()
+            self._new = dict(self._unknown)
+            return
+        new_cache = any(keep.root is None for keep in keeps) and ensure_info(self._objects)
+        self._met()
+        if check or self._upload.asking or not (new_cache or self._all_new()):
+            self._upload.asking = True
+            self._probe(check=check)
+        else:
+            self._upload.asking = False
+            self._new = dict(self._unknown)
 
-    def _ask(self, info: PathInfo, cancel: Cancel) -> tuple[PathInfo, NarInfo | None]:
-        """Read a narinfo; None where there is none, none that is whole, or one of another build."""
+    def _met(self) -> None:
+        """From now on rely on what exists: have a pending record, and know what is doomed."""
+        with self._lock:
+            lease = self._lease
+            if lease is None or lease.taken:
+                return
+            others = lease.take(self._infos.values(), self._previous)
+            self._ask_doomed()
+            self._upload.asking = others or self._upload.asking
+
+    def _go_on(self, cancel: Cancel) -> None:
+        """Raise where the push must not go on; have a pending record once it lasts."""
         cancel.check()
-        try:
-            entry = read_narinfo(self._objects, info.path)
-        except (NotFoundError, AccessError, DamagedError) as error:
-            if isinstance(error, MissingCacheError) and not self._objects.url.startswith("file:"):
-                raise  # a directory is made by the first write, a bucket is not
-            if isinstance(error, AccessError) and error.service_code not in {"", "AccessDenied"}:
-                raise  # not a missing object that is denied to who may not list: wrong credentials
-            return info, None
-        return info, entry if entry.info.fingerprint == info.fingerprint else None
+        if self._lease is not None:
+            self._lease.check()
+            if self._lease.late:
+                self._met()
+
+    def _ask_doomed(self) -> None:
+        if self._lease is None:
+            return
+        keys = {narinfo_key(path) for path in self._unknown}
+        keys |= {self._upload.plain_key(info) for info in self._unknown.values()}
+        keys |= {self._entries[path].url for path in self._unknown if path in self._entries}
+        self._upload.doomed = self._lease.doomed(keys)
+        self._upload.gc = self._lease.gc
+
+    def _all_new(self) -> bool:
+        """Say whether some of the unknown paths, large and small ones, are all new."""
+        ordered = sorted(self._unknown.values(), key=lambda info: -info.nar_size)
+        last = len(ordered) - 1
+        chosen = {at * last // (_SAMPLES - 1) for at in range(_SAMPLES)}
+        return all(self._upload.find(ordered[at]) is None for at in chosen)
+
+    def _probe(self, *, check: bool) -> None:
+        """Ask for the narinfo of every unknown path; with `check` for its NAR too."""
+        jobs = self._jobs * _QUESTIONS
+        with Crew[tuple[PathInfo, NarInfo | None, bool]](
+            "probe", jobs=jobs, cancel=self._cancel
+        ) as crew:
+            for info in self._unknown.values():
+                crew.add(partial(self._ask, info, check=check))
+            for info, entry, whole in crew:
+                if entry is not None and whole:
+                    self._take(entry)
+                else:
+                    self._new[info.path] = info
+                    if entry is not None:
+                        self._broken.add(info.path)
+        if self._lease is not None and self._upload.gc is not None:
+            self._ask_doomed()
+        for path in [path for path, entry in self._entries.items() if self._is_doomed(entry)]:
+            self._new[path] = self._infos[path]
+            del self._entries[path]
+
+    def _take(self, entry: NarInfo) -> None:
+        """Have an entry that is there."""
+        self._entries[entry.info.path] = entry
+        if not self._signed(entry):
+            self._unsigned.append(entry)
+
+    def _is_doomed(self, entry: NarInfo) -> bool:
+        doomed = self._upload.doomed
+        return entry.url in doomed or narinfo_key(entry.info.path) in doomed
+
+    def _ask(
+        self, info: PathInfo, cancel: Cancel, *, check: bool
+    ) -> tuple[PathInfo, NarInfo | None, bool]:
+        cancel.check()
+        entry = self._upload.find(info)
+        whole = entry is not None and (not check or self._upload.whole(entry))
+        return info, entry, whole
 
     # NARs and narinfos
 
-    def publish(self) -> None:
+    def _publish(self) -> None:
         """Send the NARs that are new, and each narinfo once those of its references are there."""
         self._meter.total_bytes = sum(info.nar_size for info in self._new.values())
         waits = Waits(self._new)
-        with Crew[tuple[bool, NarInfo]]("push", jobs=self._jobs, cancel=self._cancel) as crew:
-            for entry in list(self._entries.values()):
-                if not self._same(entry, self._infos[entry.info.path]):
+        there: set[StorePath] = set()  # met, narinfo and all
+        with Crew[_Done]("push", jobs=self._jobs, cancel=self._cancel) as crew:
+            for entry in self._unsigned:
+                if entry.info.path not in self._new:
                     crew.add(partial(self._write_narinfo, entry, fresh=False))
             for info in sorted(self._new.values(), key=lambda info: -info.nar_size):
                 crew.add(partial(self._send, info))
-            for written, entry in crew:
+            for what, entry in crew:
                 path = entry.info.path
                 self._entries[path] = entry
-                ready = waits.written(path) if written else waits.sent(path)
-                for each in ready:
+                if what == "there":
+                    there.add(path)
+                    self._new.pop(path)
+                ready = waits.written(path) if what == "written" else waits.sent(path)
+                while ready:
+                    each = ready.pop()
+                    if each in there and self._signed(self._entries[each]):
+                        ready += waits.written(each)
+                        continue
                     task = partial(self._write_narinfo, self._entries[each], fresh=True)
                     crew.add(task, urgent=True)
         self._meter.tell()
 
-    def _send(self, info: PathInfo, cancel: Cancel) -> tuple[bool, NarInfo]:
-        """Make sure that a NAR is there; return its entry, not yet written."""
-        name = f"nar/{encode32(info.nar_hash.digest)}.nar.zst"
-        entry = NarInfo(info.signed(self._key), name, "zstd")
-        size = self._there(name) if info.nar_size >= _ASK_BYTES else None
-        if size is not None:
-            self._meter.add(info.nar_size)
-            return False, replace(entry, file_size=size)
-        # Two tries: the upload of a large object that conflicts with another's cannot go on, only begin anew.
-        stream = retry(lambda: self._stream(info, name, cancel), Policy(attempts=2), cancel=cancel)
-        if stream is not None:
-            self._meter.add(0, sent=stream.file_size)
-            made = replace(entry, file_hash=stream.file_hash, file_size=stream.file_size)
-            return False, made
-        size = self._there(name)
-        if size is None:
-            raise ConflictError(
-                "the object was there and is gone", place=f"{self._objects.url}/{name}"
-            )
-        return False, replace(entry, file_size=size)
+    def _send(self, info: PathInfo, cancel: Cancel) -> _Done:
+        self._go_on(cancel)
+        entry, there = self._upload.send(info, cancel, replacing=info.path in self._broken)
+        hint = self._hints.get(info.path)
+        if hint is not None and (hint.url, hint.file_size) == (entry.url, entry.file_size):
+            entry = replace(entry, file_hash=entry.file_hash or hint.file_hash)
+        return ("there" if there else "sent"), entry
 
-    def _there(self, name: str) -> int | None:
-        """Return a NAR's size, None where it is not there; who may not list is told "denied" of that too."""
-        try:
-            return self._objects.head(name)
-        except AccessError as error:
-            if error.service_code:
-                raise
-            return None
-
-    def _stream(self, info: PathInfo, name: str, cancel: Cancel) -> NarStream | None:
-        """Send a NAR; None where the object was there already."""
-        stream = NarStream(self._store.real(info.path), info, self._level, self._meter.add)
-        large = info.nar_size >= _LARGE_BYTES
-        while large and not self._large.acquire(timeout=0.2):
-            cancel.check()
-        try:
-            with closing(stream.chunks(cancel)) as chunks:
-                return stream if self._objects.put_stream(name, chunks, only_new=True) else None
-        finally:
-            if large:
-                self._large.release()
-
-    def _write_narinfo(
-        self, entry: NarInfo, cancel: Cancel, *, fresh: bool
-    ) -> tuple[bool, NarInfo]:
-        """Write a narinfo; one of the same build that is there keeps its NAR and its signatures."""
-        cancel.check()
-        ours = self._infos[entry.info.path].signed(self._key)
-        made = entry
-
-        def make(old: bytes | None) -> bytes:
-            nonlocal made
-            made = joined(entry, ours, self._key, old)
-            return made.dump()
-
-        amend(self._objects, narinfo_key(entry.info.path), make, fresh=fresh)
-        return True, made
+    def _write_narinfo(self, entry: NarInfo, cancel: Cancel, *, fresh: bool) -> _Done:
+        self._go_on(cancel)
+        path = entry.info.path
+        replacing = path in self._broken
+        made = self._upload.write_narinfo(
+            entry, self._infos[path], fresh=fresh and not replacing, replacing=replacing
+        )
+        return "written", made
 
     # The manifest
 
-    def write_manifest(self, root: StorePath, previous: Manifest | None) -> str:
-        """Write the manifest of a root's closure, and our signature beside it; return its digest."""
+    def _write_manifest(self, keep: Keep, *, check: bool) -> str:
+        """Write the manifest of a root's closure with our signature, unless its root keeps it; return its digest."""
+        root = keep.path
         reached = closure([root], self._infos.__getitem__)
         entries = boot_order(
-            (self._entries[info.path] for info in reached), root, _boots(self._store.real(root))
+            (self._entries[info.path] for info in reached),
+            root,
+            first_paths(self._store.real(root)),
         )
         made = Manifest(root, entries)
-        body = made.dump()
-        digest = manifests.digest_of(body)
-        if previous is not None and body == previous.dump():
+        digest = manifests.digest_of(made.dump())
+        if not check and keep.sure and keep.root is not None and keep.root.manifest == digest:
             return digest
-        fresh = self._objects.put(manifests.key(digest), manifests.compress(body), only_new=True)
         signature = self._key.sign(manifests.signed_bytes(digest))
-        name = manifests.signatures_key(digest)
+        return publish(self._objects, made, [signature], self._revive)
 
-        def make(old: bytes | None) -> bytes:
-            others = () if old is None else manifests.parse_signatures(old, name)
-            return manifests.dump_signatures((*others, signature))
-
-        amend(self._objects, name, make, fresh=fresh)
-        return digest
-
-
-class _Meter:
-    """Counts bytes, for progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = Lock()
-        self._done_bytes = 0
-        self._told_bytes = 0
-        self.total_bytes = 0
-        self.sent_bytes = 0
-
-    def add(self, done: int, *, sent: int = 0) -> None:
-        """Count bytes of NARs that are done, and bytes that were sent."""
-        with self._lock:
-            self._done_bytes += done
-            self.sent_bytes += sent
-            if self._done_bytes - self._told_bytes >= _PROGRESS_BYTES:
-                self.tell()
-
-    def tell(self) -> None:
-        """Tell how many bytes are done."""
-        self._told_bytes = self._done_bytes
-        self._progress(Step("push", min(self._done_bytes, self.total_bytes), self.total_bytes))
+    def _revive(self, key: str) -> str | None:
+        """Rely on a manifest that is there: return what shall make it another object, where it is doomed."""
+        self._met()
+        if self._lease is None or key not in self._lease.doomed({key}):
+            return None
+        return self._lease.gc
 
 
-def _boots(toplevel: Path) -> list[StorePath]:
-    """Return the paths of a system's kernel and initrd; none where it is not a system."""
-    found: list[StorePath] = []
-    for name in ("kernel", "initrd"):
-        with suppress(OSError, DamagedError):
-            target = os.readlink(toplevel / name)
-            found.append(StorePath.parse("/".join(target.split("/")[:4])))
-    return found
+def _signed(info: PathInfo, keyring: Keyring) -> bool:
+    with suppress(SignatureError):
+        keyring.verify(info.fingerprint, info.signatures, info.path)
+        return True
+    return False

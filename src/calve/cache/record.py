@@ -56,6 +56,13 @@ class Fields:
         """Return a number or None, where it is missing or null."""
         return self.number(key) if self.has(key) else None
 
+    def flag(self, key: str) -> bool:
+        """Return true or false, which it is where it is missing or null."""
+        value = self._value.get(key)
+        if value is not None and type(value) is not bool:
+            raise DamagedError(f"{key} is not true or false", place=self.place)
+        return bool(value)
+
     def items(self, key: str) -> list[Any]:
         """Return a list."""
         value = self._value.get(key)

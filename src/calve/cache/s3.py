@@ -1,35 +1,50 @@
 """Objects in S3: signed, conditional, with checksums, in parts where they are large.
 
 Source: the S3 API Reference of PutObject, CreateMultipartUpload, UploadPart, CompleteMultipartUpload,
-AbortMultipartUpload, ListObjectsV2. Every body is sent with its SHA-256, which S3 compares and keeps. A stream is
-held in memory up to `PART_BYTES`, and goes out in parts of that size where it is longer: nothing of it is visible
-before its end.
+AbortMultipartUpload, ListObjectsV2, DeleteObject, DeleteObjects, and "Conditional deletes" in the user guide. Every
+body is sent with its SHA-256, which S3 compares and keeps. A stream is held in memory, once, up to `PART_BYTES`, and
+goes out in parts of that size where it is longer: nothing of it is visible before its end.
 """
 
 from __future__ import annotations
 
 import binascii
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from calve.cache import objects, web
+from calve.cache.objects import Listed
 from calve.cache.url import S3
-from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, UsageError
+from calve.errors import (
+    CalveError,
+    ConflictError,
+    DamagedError,
+    NotFoundError,
+    TransientError,
+    UsageError,
+)
 from calve.transport import sigv4
 from calve.transport.call import signed_request
 from calve.transport.credentials import Provider
 from calve.transport.http import Client, Response
+from calve.transport.retry import retry
 from calve.transport.sigv4 import Signer
-from calve.transport.status import error_from, parse_error
+from calve.transport.status import Problem, error_from, parse_error
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree as ET
 
 __all__ = ["PART_BYTES", "S3Objects"]
 
-PART_BYTES = 8 << 20
+PART_BYTES = 16 << 20  # what goes out in one request, and what is held of a stream
 _MAX_PARTS = 10_000
 _ANSWER_BYTES = 64 * 1024
 _LISTING_BYTES = 8 << 20  # 1,000 keys of 1 KiB, and what XML makes of them
+_MOST_KEYS = 1000  # of one DeleteObjects
 _LAST_S = 3.0  # for the network, when the user has already asked us to stop
 _COMPLETE_READ_S = 120.0  # S3 may take minutes to join parts
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]{1,1024})</UploadId>")
@@ -222,63 +237,166 @@ class S3Objects(web.Remote):
             sums["x-amz-content-sha256"] = digest.hex()
         return sums
 
-    def delete(self, key: str) -> None:
-        """Remove an object; nothing happens where there is none."""
-        self.send("DELETE", key, limit=_ANSWER_BYTES)
+    # Removing
+
+    def delete(self, key: str, *, match: str | None = None) -> bool:
+        """Remove an object, or only its version `match`; nothing happens where there is none."""
+        headers = {} if match is None else {"if-match": match}
+        try:
+            self.send("DELETE", key, headers=headers, limit=_ANSWER_BYTES)
+        except ConflictError:
+            if match is None:
+                raise
+            return False
+        except objects.MissingCacheError:
+            raise
+        except NotFoundError:
+            return True  # so S3 answers where there is a condition, and nothing to hold it against
+        return True
+
+    def delete_many(self, listed: Iterable[Listed]) -> list[Listed]:
+        """Remove objects unless they changed since they were listed; return those that changed and stay.
+
+        A request for every 1,000 (DeleteObjects); S3 judges the condition of each by its own.
+        """
+        stayed: list[Listed] = []
+        batch: dict[str, Listed] = {}
+        for one in listed:
+            batch[self._prefix + objects.check_key(one.key, self._url)] = one
+            if len(batch) == _MOST_KEYS:
+                stayed += self._delete_batch(batch)
+                batch = {}
+        return stayed + self._delete_batch(batch) if batch else stayed
+
+    def _delete_batch(self, left: dict[str, Listed]) -> list[Listed]:
+        """Remove what is `left`, by names in the bucket; S3 may do it for some, and want to be asked again."""
+        stayed: list[Listed] = []
+
+        def once() -> None:
+            nonlocal left
+            again: dict[str, Listed] = {}
+            errors: list[CalveError] = []
+            for name, code, error in self._delete_once(left):
+                if code == "PreconditionFailed":
+                    stayed.append(left[name])
+                elif code != "NoSuchKey":
+                    errors.append(error)
+                    again[name] = left[name]
+            left = again
+            for error in sorted(errors, key=lambda one: isinstance(one, TransientError)):
+                raise error  # a lasting one first
+
+        retry(once, cancel=self._client.cancel, clock=self._client.clock)
+        return stayed
+
+    def _delete_once(self, left: dict[str, Listed]) -> Iterator[tuple[str, str, CalveError]]:
+        """Ask S3 once to remove objects; yield what it says it did not: names, codes and errors."""
+        entries = "".join(
+            f"<Object><Key>{_escaped(name)}</Key><ETag>{_escaped(one.tag)}</ETag></Object>"
+            for name, one in left.items()
+        )
+        body = (
+            '<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"{entries}<Quiet>true</Quiet></Delete>"
+        ).encode()
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
+        headers = {
+            "content-type": "application/xml",
+            # AWS takes either; other stores know only the older one.
+            "content-md5": binascii.b2a_base64(md5, newline=False).decode("ascii"),
+            **self._sums(body),
+        }
+        try:
+            response, answer = self.send_once(
+                "POST", "", query="?delete=", headers=headers, body=body, limit=_LISTING_BYTES
+            )
+        except CalveError as error:
+            raise self.explain(error, "") from error
+        root, space = self._parsed(answer, "the answer to a removal")
+        if root.tag != f"{space}DeleteResult":
+            problem = parse_error(answer, response.headers)
+            raise error_from(200, problem, response.headers, place=self._url)
+        for found in root.iterfind(f"{space}Error"):
+            name = found.findtext(f"{space}Key") or ""
+            if name not in left:
+                raise DamagedError(
+                    "S3 answers about another object than was asked", place=self._url
+                )
+            code = found.findtext(f"{space}Code") or ""
+            problem = Problem(code, found.findtext(f"{space}Message") or "")
+            yield name, code, error_from(200, problem, {}, place=f"{self._url}/{left[name].key}")
 
     # Listing
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Return the keys that begin so, sorted by their bytes; a request for every 1,000."""
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Return the objects whose keys begin so, sorted by the bytes of their keys; 1,000 a request."""
         token: str | None = None
         while True:
             pairs = [("list-type", "2"), ("prefix", self._prefix + prefix)]
             if token is not None:
                 pairs.append(("continuation-token", token))
-            keys, token = self._page(sigv4.query(sorted(pairs)))
-            for key in keys:
-                yield key.removeprefix(self._prefix)
+            page, token = self._page(sigv4.query(sorted(pairs)))
+            yield from page
             if token is None:
                 return
 
-    def _page(self, query: str) -> tuple[Sequence[str], str | None]:
-        from xml.etree import ElementTree as ET
-
-        place = f"{self._url}/"
+    def _page(self, query: str) -> tuple[Sequence[Listed], str | None]:
         _, body = self.send("GET", "", query=f"?{query}", limit=_LISTING_BYTES)
-        try:
-            root = ET.fromstring(body)  # noqa: S314  (expat bounds the expansion of entities)
-        except (ET.ParseError, LookupError, ValueError) as error:  # the latter of its encoding
-            raise DamagedError(f"the listing is not XML: {error}", place=place) from error
-        space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
-        keys = [found.text or "" for found in root.iterfind(f"{space}Contents/{space}Key")]
+        root, space = self._parsed(body, "the listing")
+        page = [self._listed(found, space) for found in root.iterfind(f"{space}Contents")]
         more = root.findtext(f"{space}IsTruncated") == "true"
         token = root.findtext(f"{space}NextContinuationToken")
         if more and not token:
-            raise DamagedError("the listing goes on nowhere", place=place)
-        return keys, token if more else None
+            raise DamagedError("the listing goes on nowhere", place=f"{self._url}/")
+        return page, token if more else None
+
+    def _listed(self, found: ET.Element, space: str) -> Listed:
+        from datetime import datetime
+
+        name, tag = found.findtext(f"{space}Key"), found.findtext(f"{space}ETag")
+        size = found.findtext(f"{space}Size") or ""
+        try:
+            modified = datetime.fromisoformat(found.findtext(f"{space}LastModified") or "")
+        except ValueError:
+            modified = None
+        if not (
+            name and tag and modified and modified.tzinfo and size.isascii() and size.isdigit()
+        ):
+            raise DamagedError("an entry of the listing is malformed", place=f"{self._url}/")
+        if len(size) > 18 or not name.startswith(self._prefix):
+            raise DamagedError("an entry of the listing makes no sense", place=f"{self._url}/")
+        key = name.removeprefix(self._prefix)
+        return Listed(key, int(size), tag, modified.timestamp())
+
+    def _parsed(self, body: bytes, what: str) -> tuple[ET.Element, str]:
+        """Parse an answer of XML; return its root, and what stands before the names of its elements."""
+        from xml.etree import ElementTree as ET
+
+        try:
+            root = ET.fromstring(body)  # noqa: S314  (expat bounds the expansion of entities)
+        except (ET.ParseError, LookupError, ValueError) as error:  # the latter of its encoding
+            raise DamagedError(f"{what} is not XML: {error}", place=f"{self._url}/") from error
+        return root, root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+
+
+def _escaped(text: str) -> str:
+    """Return text as XML has it."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut a stream into parts of PART_BYTES; the last is shorter, and not there where nothing is left."""
-    kept: list[bytes] = []
-    size = 0
+    """Cut a stream into parts of PART_BYTES; the last is shorter, and not there where nothing is left.
+
+    A part is held once: `getvalue` gives the memory that it grew in, not a copy.
+    """
+    buffer = io.BytesIO()
     for chunk in chunks:
-        rest = chunk
-        while size + len(rest) >= PART_BYTES:
-            cut = PART_BYTES - size
-            kept.append(rest[:cut])
-            rest = rest[cut:]
-            size = 0
-            yield _joined(kept)
-        kept.append(rest)
-        size += len(rest)
-    if size:
-        yield _joined(kept)
-
-
-def _joined(kept: list[bytes]) -> bytes:
-    """Join chunks and let go of them: only the part is held while it is sent."""
-    part = b"".join(kept)
-    kept.clear()
-    return part
+        rest = memoryview(chunk)
+        while len(rest) >= (left := PART_BYTES - buffer.tell()):
+            buffer.write(rest[:left])
+            rest = rest[left:]
+            yield buffer.getvalue()
+            buffer = io.BytesIO()
+        buffer.write(rest)
+    if buffer.tell():
+        yield buffer.getvalue()

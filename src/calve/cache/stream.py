@@ -1,18 +1,19 @@
-"""One store path on its way out: file system → NAR → SHA-256 → zstd → SHA-256 → chunks, in one pass.
+"""One store path on its way out: file system → NAR → SHA-256 → frames → compressed → SHA-256, in one pass.
 
-A thread walks the file system and hashes; the caller's thread compresses and hashes what comes out. Between the two
-wait at most `_PIPE_CHUNKS` chunks of NAR.
+A NAR of one frame is read and compressed in the caller's thread. For a larger one a thread reads and hashes, the
+threads of `Compressors` compress its frames, and the caller's hashes what comes out. Files are read straight into
+the buffers that are compressed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Condition
 
-from calve.cache.compression import compressor
+from calve.cache.compression import Codec
+from calve.cache.compressors import Compressors, Frame, Lane
 from calve.errors import DamagedError
 from calve.nix import narwriter
 from calve.nix.hashes import Hash
@@ -21,124 +22,137 @@ from calve.tasks import Cancel, Group
 
 __all__ = ["NarStream"]
 
-_PIPE_CHUNKS = 4
-
-
-class _Pipe:
-    """A bounded queue of chunks between two threads."""
-
-    def __init__(self, cancel: Cancel) -> None:
-        self._cancel = cancel
-        self._changed = Condition()
-        self._chunks: deque[bytes] = deque()
-        self._ended = False
-
-    def put(self, chunk: bytes) -> None:
-        """Hand a chunk over; CancelledError once nobody wants it."""
-        with self._changed:
-            while len(self._chunks) >= _PIPE_CHUNKS and not self._cancel.cancelled:
-                self._changed.wait()
-            self._cancel.check()
-            self._chunks.append(chunk)
-            self._changed.notify()
-
-    def end(self) -> None:
-        """Say that there is no more."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-
-    def wake(self) -> None:
-        """Make both sides look at the token."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[bytes]:
-        while True:
-            with self._changed:
-                while not self._chunks and not self._ended and not self._cancel.cancelled:
-                    self._changed.wait()
-                self._cancel.check()
-                if not self._chunks:
-                    return
-                chunk = self._chunks.popleft()
-                self._changed.notify()
-            yield chunk
-
 
 class NarStream:
-    """The compressed NAR of a store path.
+    """The compressed NAR of a store path. Its bytes follow from the NAR, the compression and the level alone.
 
     Args:
         source: where its files are.
         info: what the store says of it: the hash and size that its NAR must have.
-        level: of zstd.
-        tell: called with the size of each chunk of NAR, in this order of threads: the caller's.
+        level: of compression; see `Codec`.
+        tell: called in the caller's thread with the size of each piece of NAR, whose compressed bytes come next.
+        compression: "zstd", "xz" or "none".
+        compressors: shared by all streams of a push, each of which has a thread of its own that takes its chunks.
+            Without them the stream has its own while it runs.
 
     Attributes:
-        file_hash: of what `chunks` gave, once it has ended.
-        file_size: likewise, bytes.
+        file_size: of what `chunks` gave, bytes.
+
+    Raises:
+        UsageError: there is no such compression, or level.
     """
 
     def __init__(
-        self, source: Path, info: PathInfo, level: int, tell: Callable[[int], object]
+        self,
+        source: Path,
+        info: PathInfo,
+        level: int,
+        tell: Callable[[int], object],
+        *,
+        compression: str = "zstd",
+        compressors: Compressors | None = None,
     ) -> None:
         self._source = source
         self._info = info
-        self._level = level
+        self._codec = Codec(compression, level)
         self._tell = tell
+        self._compressors = compressors
         self._hash = hashlib.sha256()
         self.file_size = 0
 
     @property
     def file_hash(self) -> Hash:
-        """Return the hash of what `chunks` gave."""
+        """Return the hash of what `chunks` gave, once it has ended."""
+        if self._codec.compression == "none":
+            return self._info.nar_hash
         return Hash("sha256", self._hash.digest())
 
     def chunks(self, cancel: Cancel | None = None) -> Generator[bytes, None, None]:
-        """Give the compressed NAR; close the iterator to stop early.
+        """Give the compressed NAR, a frame at a time; close the iterator to stop early.
 
         The last chunk comes after the whole NAR was held against its hash.
 
         Raises:
             DamagedError: the files are not those that the store registered.
             CalveError: they cannot be read.
+            SpaceError: memory does not suffice for this level.
         """
-        with Group("dump", limit=1, parent=cancel) as group:
-            pipe = _Pipe(group.cancel)
-            unhook = group.cancel.on_cancel(pipe.wake)
-            try:
-                group.spawn(self._dump, pipe)
-                made = compressor(self._level, self._info.nar_size)
-                for chunk in pipe:
-                    yield from self._count(made.compress(chunk))
-                    self._tell(len(chunk))
-                yield from self._count(made.flush())
-            finally:
-                unhook()
+        with ExitStack() as owner:
+            pool = self._compressors or owner.enter_context(Compressors(1, budget=3))
+            if self._info.nar_size <= self._codec.frame_bytes:
+                yield self._counted(self._whole(pool, cancel))
+                return
+            group = Group("dump", limit=1, parent=cancel)
+            lane = pool.lane(self._codec, group.cancel)
+            owner.callback(lane.close)  # after the group, whose thread the lane wakes
+            owner.enter_context(group)
+            group.spawn(self._dump, lane)
+            for frame in lane:
+                yield self._counted(frame)
 
-    def _count(self, data: bytes) -> Iterator[bytes]:
-        if data:
+    def _counted(self, frame: Frame) -> bytes:
+        """Count what goes out; the frame does not keep it."""
+        data, frame.data = frame.data, b""
+        if self._codec.compression != "none":
             self._hash.update(data)
-            self.file_size += len(data)
-            yield data
+        self.file_size += len(data)
+        self._tell(frame.size_bytes)
+        return data
 
-    def _dump(self, pipe: _Pipe) -> None:
+    def _whole(self, pool: Compressors, cancel: Cancel | None) -> Frame:
+        """Return a NAR of one frame."""
+        with pool.buffer(self._codec.frame_bytes, cancel) as buffer:
+            size_bytes = self._read(lambda: buffer, lambda _filled: None)
+            data = pool.compress(self._codec, memoryview(buffer)[:size_bytes])
+        return Frame(size_bytes, data)
+
+    def _dump(self, lane: Lane) -> None:
+        """Fill frames; the last goes on its way once the hash is known to be right."""
+        buffer: bytearray | None = None
+
+        def take() -> bytearray:
+            nonlocal buffer
+            buffer = lane.take()
+            return buffer
+
+        def put(filled_bytes: int) -> None:
+            nonlocal buffer
+            full, buffer = buffer, None
+            if full is not None:
+                lane.put(full, filled_bytes)
+
+        try:
+            put(self._read(take, put))
+        finally:
+            if buffer is not None:
+                lane.give(buffer)
+        lane.end()
+
+    def _read(self, take: Callable[[], bytearray], put: Callable[[int], object]) -> int:
+        """Read the NAR into buffers; return what the last holds, which is not `put`."""
         digest = hashlib.sha256()
         left = self._info.nar_size
+        view = memoryview(b"")
 
-        def write(chunk: bytes) -> None:
-            nonlocal left
-            left -= len(chunk)
-            if left < 0:
+        def swap(filled_bytes: int) -> memoryview:
+            nonlocal left, view
+            left -= filled_bytes
+            if left <= 0:
                 raise self._changed()
-            digest.update(chunk)
-            pipe.put(chunk)
+            if filled_bytes:
+                digest.update(view)
+                put(filled_bytes)
+                view = memoryview(
+                    b""
+                )  # not to keep the buffer alive while there is no room for the next
+            view = memoryview(take())[:left]
+            return view
 
-        narwriter.dump(self._source, write)
-        if left or digest.digest() != self._info.nar_hash.digest:
+        size_bytes = narwriter.dump_into(self._source, swap)
+        digest.update(view[:left])
+        if size_bytes != self._info.nar_size or digest.digest() != self._info.nar_hash.digest:
             raise self._changed()
-        pipe.end()
+        return left
 
     def _changed(self) -> DamagedError:
         return DamagedError(

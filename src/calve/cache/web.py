@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NoReturn, Self
 
-from calve.cache.objects import check_key
+from calve.cache.objects import Listed, check_key
 from calve.errors import AccessError, CalveError, DamagedError, NotFoundError, UsageError
 from calve.transport.call import signed_request
 from calve.transport.http import Client, Response
@@ -96,24 +96,45 @@ class Remote:
         Raises:
             CalveError: those of the transport, with the object as their place.
         """
-        address = self.address(key) + query
-
-        def once() -> tuple[Response, bytes]:
-            with signed_request(
-                self._client,
-                self._signer,
-                method,
-                address,
-                headers=headers,
-                body=body,
-                read_s=read_s,
-            ) as response:
-                return response, response.read_all(limit) if method != "HEAD" else b""
-
         try:
-            return retry(once, cancel=self._client.cancel, clock=self._client.clock)
+            return retry(
+                lambda: self.send_once(
+                    method,
+                    key,
+                    query=query,
+                    headers=headers,
+                    body=body,
+                    limit=limit,
+                    read_s=read_s,
+                ),
+                cancel=self._client.cancel,
+                clock=self._client.clock,
+            )
         except CalveError as error:
             raise self.explain(error, key) from error
+
+    def send_once(
+        self,
+        method: str,
+        key: str,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        limit: int = 0,
+        read_s: float | None = None,
+    ) -> tuple[Response, bytes]:
+        """Send a request one time, as `send` does; errors are the transport's own."""
+        with signed_request(
+            self._client,
+            self._signer,
+            method,
+            self.address(key) + query,
+            headers=headers,
+            body=body,
+            read_s=read_s,
+        ) as response:
+            return response, response.read_all(limit) if method != "HEAD" else b""
 
     def get(self, key: str, limit: int) -> bytes:
         """Return a small object."""
@@ -127,8 +148,15 @@ class Remote:
             raise DamagedError("the server gives no ETag", place=f"{self._url}/{key}")
         return data, tag
 
-    def open(self, key: str, size: int | None = None) -> _Reader:  # noqa: ARG002
-        """Open an object for reading; broken connections are resumed.
+    def open(
+        self,
+        key: str,
+        size: int | None = None,  # noqa: ARG002
+        *,
+        start: int = 0,
+        end: int | None = None,
+    ) -> _Reader:
+        """Open an object for reading, or its bytes from `start` to before `end`; broken connections are resumed.
 
         `size` is not held against the server's: it is a hint out of a narinfo, and the NAR's hash decides.
         """
@@ -136,7 +164,12 @@ class Remote:
             self,
             key,
             ResumingReader(
-                self._client, self.address(key), signer=self._signer, clock=self._client.clock
+                self._client,
+                self.address(key),
+                signer=self._signer,
+                offset_bytes=start,
+                end_bytes=end,
+                clock=self._client.clock,
             ),
         )
 
@@ -181,11 +214,17 @@ class WebObjects(Remote):
         """Refuse."""
         self._refuse(key)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, match: str | None = None) -> bool:  # noqa: ARG002
         """Refuse."""
         self._refuse(key)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def delete_many(self, listed: Iterable[Listed]) -> list[Listed]:
+        """Refuse, unless there is nothing to remove."""
+        for one in listed:
+            self._refuse(one.key)
+        return []
+
+    def list(self, prefix: str) -> Iterator[Listed]:
         """Refuse."""
         self._refuse(prefix)
 

@@ -25,7 +25,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("demo", "demo", "show the whole on this machine: no AWS account, no Nix, no KVM"),
     ("push", "push", "push closures into a binary cache, signed, with a manifest"),
     ("pull", "pull", "pull closures from binary caches into a store"),
-    ("keys", "keys", "generate and show signing keys"),
+    ("cache", "cache", "set up, look at, check and clean a binary cache"),
+    ("keys", "keys", "make, show, add and revoke signing keys"),
     ("image", "image", "build what machines boot"),
     ("version", "version", "print the version and those of the formats"),
 )

@@ -58,37 +58,46 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, session: Session) -> int:
     """Pull."""
     from calve.cache import pull
+    from calve.cache.estimate import estimate
+    from calve.cache.sequences import trusted
 
     cache = common.cache_of(options, "sources", "trusted")
     urls = _sources(options, cache)
-    keyring = _keyring(options, cache)
+    keys = _keyring(options, cache)
     manifest = _manifest(options)
     roots = list(dict.fromkeys(common.store_path(text) for text in options.paths))
     with contextlib.ExitStack() as owner:
         sources = owner.enter_context(common.caches(session, urls))
         store = _open(options, owner)
         with common.listen(session, options) as progress:
+            known = trusted(sources, keys)
             plan = pull.plan(
-                sources,
+                known.caches,
                 roots,
                 store,
-                keyring,
+                known.keyring,
                 manifest=manifest,
+                resume=not options.dry_run,
                 jobs=options.jobs,
                 progress=progress,
                 cancel=session.cancel,
             )
-            done = None
-            if not options.dry_run:
+            processors = os.cpu_count() or 1
+            done = about_s = None
+            if options.dry_run:
+                about_s = estimate(
+                    plan, jobs=options.jobs, processors=processors, cancel=session.cancel
+                )
+            else:
                 done = pull.pull(
                     plan,
                     store,
                     jobs=options.jobs,
-                    decoders=max(_LEAST_DECODERS, os.cpu_count() or 1),
+                    decoders=max(_LEAST_DECODERS, processors),
                     progress=progress,
                     cancel=session.cancel,
                 )
-        _print(options, session, roots, plan, done)
+        _print(options, session, roots, plan, done, about_s)
     return 0
 
 
@@ -141,8 +150,6 @@ def _open(options: argparse.Namespace, owner: contextlib.ExitStack) -> LocalStor
             ) from error
         work = owner.enter_context(tempfile.TemporaryDirectory(prefix="calve-"))
         return owner.enter_context(LocalStore(Path(work), create=True))
-    if not options.dry_run:
-        store.clean()
     return store
 
 
@@ -152,28 +159,36 @@ def _print(
     roots: Sequence[StorePath],
     plan: PullPlan,
     done: Pulled | None,
+    about_s: float | None,
 ) -> None:
     from calve.nix.storepath import STORE_DIR
     from calve.ui.text import mb
 
     root: Path = options.store or Path("/")
-    closure = plan.present + len(plan.missing)
+    closure = plan.present + len(plan.adopted) + len(plan.missing)
     if options.json:
-        session.document(_document(plan, root, roots, done))
+        session.document(_document(plan, root, roots, done, about_s))
         return
     which = f"{len(plan.missing)} of {common.plural(closure, 'path')}"
     if done is None:
+        about = "" if about_s is None else f", in about {max(1, round(about_s))} s"
         session.result(
-            f"would fetch {which}, {mb(plan.nar_bytes)} of NARs as {mb(plan.fetch_bytes)}"
+            f"would fetch {which}, {mb(plan.nar_bytes)} of NARs as {mb(plan.fetch_bytes)}{about}"
         )
         return
     for path in roots:
         session.result(str(root / STORE_DIR[1:] / path.basename))
+    if plan.adopted:
+        session.prose(f"{common.plural(len(plan.adopted), 'path')} had come before an interruption")
     session.prose(f"fetched {which}, {mb(done.nar_bytes)} of NARs as {mb(done.fetched_bytes)}")
 
 
 def _document(
-    plan: PullPlan, root: Path, roots: Sequence[StorePath], done: Pulled | None
+    plan: PullPlan,
+    root: Path,
+    roots: Sequence[StorePath],
+    done: Pulled | None,
+    about_s: float | None,
 ) -> dict[str, object]:
     return {
         "store": str(root),
@@ -181,6 +196,7 @@ def _document(
         "roots": [str(path) for path in roots],
         "manifest": plan.manifest,
         "present_paths": plan.present,
+        "adopted_paths": len(plan.adopted),
         "fetched": [
             {
                 "path": str(found.entry.info.path),
@@ -192,5 +208,6 @@ def _document(
         ],
         "nar_bytes": plan.nar_bytes,
         "fetched_bytes": None if done is None else done.fetched_bytes,
+        "estimate_s": None if about_s is None else round(about_s, 1),
         "retries": None if done is None else done.retries,
     }

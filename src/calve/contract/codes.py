@@ -39,7 +39,7 @@ class Code(enum.StrEnum):
         "cache-unusable",
         "the cache, or what it holds, is of a kind this image cannot read",
     )
-    CACHE_UNTRUSTED = ("cache-untrusted", "the certificate of the binary cache is refused")
+    CACHE_UNTRUSTED = ("cache-untrusted", "the certificate or the keyring of the binary cache is refused")
     MANIFEST_DAMAGED = ("manifest-damaged", "the manifest is not what its digest promised")
     CLOSURE_INCOMPLETE = ("closure-incomplete", "the cache lacks a path of the closure")
     SIGNATURE = ("signature", "a path carries no signature by a trusted key")

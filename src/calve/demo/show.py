@@ -13,7 +13,6 @@ from typing import Final
 from calve.aws.autoscaling import AutoScaling, Preferences
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
-from calve.cache import manifest as manifests
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
@@ -155,28 +154,26 @@ class _Fleet:
 
     def play(self, first: StorePath, second: StorePath) -> Tally:
         """Bring up release 1, roll to release 2 under load; return what clients saw."""
-        one = self._release(first, None)
+        one = self._release(first)
         disk = self._workshop.seeded_disk(_DISK_BYTES, self._cache, first, one.manifest)
         self._add_image(_BASE, "base", self._workshop.disk(_DISK_BYTES))
         self._add_image(_SEEDED, "base, seeded with release 1", disk)
         group, template = self._launch(one)
         self._until("the first machines answer", _BOOT_S, lambda: self._healthy(group, _SIZE))
         with Load(self._world.balancer.address, parent=self._play.cancel) as load:
-            two = self._release(second, one)
+            two = self._release(second)
             self._roll(template, two)
             return load.tally()
 
-    def _release(self, system: StorePath, previous: Release | None) -> Release:
+    def _release(self, system: StorePath) -> Release:
         """Push a system's closure and write its record."""
         play = self._play
-        known = None if previous is None else manifests.read(self._cache, previous.manifest)
         key = self._workshop.key()
         pushed = push(
             self._store,
             [system],
             self._cache,
             key,
-            previous=known,
             progress=play.progress,
             cancel=play.cancel,
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from calve.errors import CalveError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from calve.cache.url import S3
     from calve.fleet.document import CacheTable, FleetTable, HealthTable, KeyTable, RolloutTable
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "Fleet",
     "Health",
     "KeySource",
+    "Parameter",
     "Rollout",
+    "Secret",
     "load",
     "parse",
 ]
@@ -43,7 +46,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.\"' -]+")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WITHIN_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
-_LATER = ("ssm", "secretsmanager")
+_ARN = re.compile(r"arn:aws[a-z-]*:(ssm|secretsmanager):([a-z0-9-]{1,40}):[0-9]{12}:.+")
 
 
 class Delivery(StrEnum):
@@ -78,16 +81,42 @@ class Command:
     directory: Path
 
 
-KeySource = File | Environment | Command
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A key in a SecureString of Systems Manager's parameter store; None of region or profile is boto's default."""
+
+    name: str
+    region: str | None = None
+    profile: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A key in Secrets Manager: the name or ARN of a secret; None of region or profile is boto's default."""
+
+    id: str
+    region: str | None = None
+    profile: str | None = None
+
+
+KeySource = File | Environment | Command | Parameter | Secret
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The binary cache: its URL, the key that signs, and the public keys (`name:base64`) that are trusted."""
+    """The binary cache.
+
+    Attributes:
+        url: its own.
+        key: signs what is pushed.
+        trusted: public keys, `name:base64`: the root keys, where the cache has a keyring.
+        root_key: signs the keyring.
+    """
 
     url: str
     key: KeySource | None = None
     trusted: tuple[str, ...] = ()
+    root_key: KeySource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +254,7 @@ class _Reader:
         from calve.nix.signing import PublicKey
 
         try:
-            urls.parse(table.url)
+            place = urls.parse(table.url)
         except UsageError as error:
             raise self._wrong("cache.url", error.message, error.hint) from error
         for at, text in enumerate(table.trusted):
@@ -233,26 +262,36 @@ class _Reader:
                 PublicKey.parse(text)
             except UsageError as error:
                 raise self._wrong(f"cache.trusted[{at}]", error.message, error.hint) from error
-        key = None if table.key is None else self._key(table.key)
-        return Cache(table.url, key, tuple(table.trusted))
+        bucket = place if isinstance(place, urls.S3) else None
+        key = None if table.key is None else self._key(table.key, "cache.key", bucket)
+        root = table.root_key
+        root_key = None if root is None else self._key(root, "cache.root-key", bucket)
+        return Cache(table.url, key, tuple(table.trusted), root_key)
 
-    def _key(self, table: KeyTable) -> KeySource:
-        given = [name for name in table.__struct_fields__ if getattr(table, name) is not None]
-        for name in given:
-            if name in _LATER:
-                raise self._wrong(
-                    f"cache.key.{name}", "is not supported yet", "use file, env or command"
-                )
+    def _key(self, table: KeyTable, path: str, bucket: S3 | None) -> KeySource:
+        names = table.__struct_fields__
+        given = [name for name in names if getattr(table, name) is not None]
         if len(given) != 1:
-            raise self._wrong("cache.key", "must have exactly one of file, env and command")
+            raise self._wrong(
+                path, f"must have exactly one of {', '.join(names[:-1])} and {names[-1]}"
+            )
         value = getattr(table, given[0])
         if not value or not value[0] or any("\0" in text for text in value):
-            raise self._wrong(f"cache.key.{given[0]}", "is empty, or has a NUL")
+            raise self._wrong(f"{path}.{given[0]}", "is empty, or has a NUL")
         if table.file is not None:
             return File(self._base / table.file)
         if table.env is not None:
             return Environment(table.env)
-        return Command(tuple(table.command or ()), self._base)
+        if table.command is not None:
+            return Command(tuple(table.command), self._base)
+        # An ARN says where it is; else it is where the bucket is.
+        region, profile = (None, None) if bucket is None else (bucket.region, bucket.profile)
+        arn = _ARN.fullmatch(value)
+        if arn is not None:
+            region = arn[2]
+        if (arn is not None and arn[1] != given[0]) or (arn is None and value.startswith("arn:")):
+            raise self._wrong(f"{path}.{given[0]}", f"is an ARN, but not one of {given[0]}")
+        return (Parameter if table.ssm is not None else Secret)(value, region, profile)
 
     # Fleets
 

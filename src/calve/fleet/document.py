@@ -44,6 +44,7 @@ class CacheTable(Table, frozen=True):
 
     url: str
     key: KeyTable | None = None
+    root_key: KeyTable | None = None
     trusted: list[str] = []
 
 

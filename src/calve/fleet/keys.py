@@ -1,19 +1,21 @@
-"""The secret signing key: read from where the fleet file says, and never shown."""
+"""Keys: the secret signing key, read from where the fleet file says and never shown; public ones as people give them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from calve import process
 from calve.errors import AccessError, CalveError, NotFoundError, UsageError
-from calve.fleet.config import Command, Environment, File, KeySource
-from calve.nix.signing import SecretKey
+from calve.fleet.config import Command, Environment, File, KeySource, Parameter, Secret
+from calve.nix.signing import PublicKey, SecretKey
 from calve.tasks import Cancel
 
-__all__ = ["check_new", "read", "read_file", "write_file"]
+__all__ = ["check_new", "public", "read", "read_file", "write_file"]
 
 _MAX_BYTES = 4096
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -31,8 +33,9 @@ def read(
 
     Raises:
         UsageError: what is there is not a secret key, or others than its owner may read the file.
-        NotFoundError: there is no such file or program.
-        CalveError: the command failed.
+        NotFoundError: there is no such file, program, parameter or secret.
+        AccessError: the file may not be read, or AWS denies it.
+        CalveError: the command or AWS failed.
     """
     match source:
         case File():
@@ -47,6 +50,8 @@ def read(
             return _parse(text.encode("utf-8", "replace"), f"environment variable {source.name}")
         case Command():
             return _parse(_output(source, cancel), f"output of {source.argv[0]}")
+        case Parameter() | Secret():
+            return _of_aws(source)
 
 
 def read_file(path: Path) -> SecretKey:
@@ -57,14 +62,7 @@ def read_file(path: Path) -> SecretKey:
     """
     try:
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS:
-                raise UsageError(
-                    f"others may use this signing key: its mode is {status.st_mode & 0o777:04o}",
-                    place=path,
-                    hint=f"chmod 600 {path}",
-                )
-            data = file.read(_MAX_BYTES + 1)
+            return _secret(file, path)
     except FileNotFoundError as error:
         raise NotFoundError(
             "there is no such key file",
@@ -75,7 +73,60 @@ def read_file(path: Path) -> SecretKey:
         raise AccessError("the key file may not be read", place=path) from error
     except OSError as error:
         raise CalveError(f"the key file cannot be read: {error.strerror}", place=path) from error
-    return _parse(data, path)
+
+
+def _secret(file: BinaryIO, path: Path) -> SecretKey:
+    """Read a secret key from an open file, of which nothing was read."""
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS:
+        raise UsageError(
+            f"others may use this signing key: its mode is {status.st_mode & 0o777:04o}",
+            place=path,
+            hint=f"chmod 600 {path}",
+        )
+    return _parse(file.read(_MAX_BYTES + 1), path)
+
+
+def _of_aws(source: Parameter | Secret) -> SecretKey:
+    """Ask Systems Manager or Secrets Manager."""
+    from calve.aws.secrets import ParameterStore, SecretsManager
+    from calve.aws.session import Session
+
+    session = Session(region=source.region, profile=source.profile)
+    if isinstance(source, Parameter):
+        with ParameterStore(session) as parameters:
+            return _parse(parameters.secure_string(source.name).encode(), f"ssm {source.name}")
+    with SecretsManager(session) as secrets:
+        return _parse(secrets.secret_string(source.id).encode(), f"secretsmanager {source.id}")
+
+
+def public(text: str) -> PublicKey:
+    """Read a public key as people give it: NAME:BASE64, or a file with a public or a secret key.
+
+    The text is not shown in errors: it may be a secret that was put into the wrong place.
+
+    Raises:
+        UsageError: it is neither; or others than its owner may read the file of a secret key.
+        NotFoundError: there is no such file.
+    """
+    try:
+        return PublicKey.parse(text)
+    except UsageError as error:
+        problem = error
+    path = Path(text)
+    try:
+        with path.open("rb") as file:
+            if file.seekable():
+                with contextlib.suppress(UsageError):
+                    return PublicKey.parse(file.read(_MAX_BYTES + 1).decode("utf-8", "replace"))
+                file.seek(0)
+            return _secret(file, path).public
+    except (OSError, ValueError) as error:
+        if ":" in text or not isinstance(error, FileNotFoundError):
+            raise problem from None
+        raise NotFoundError(
+            "there is no such key file", hint="a key is NAME:BASE64, or a file that has one"
+        ) from None
 
 
 def _exists(path: Path) -> UsageError:

@@ -132,7 +132,7 @@ def _prefix(fleet: str) -> str:
 
 def latest(objects: Objects, fleet: str) -> int:
     """Return the highest number that a fleet has, 0 where it has none."""
-    numbers = (_KEY.fullmatch(key) for key in objects.list(_prefix(fleet)))
+    numbers = (_KEY.fullmatch(one.key) for one in objects.list(_prefix(fleet)))
     return max((int(match.group(1)) for match in numbers if match), default=0)
 
 

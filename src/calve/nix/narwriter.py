@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from calve.errors import CalveError, ConflictError, NotFoundError, UsageError
 from calve.nix.narformat import (
@@ -35,11 +36,16 @@ from calve.nix.narformat import (
     string,
 )
 
-__all__ = ["dump", "emit"]
+__all__ = ["Swap", "dump", "dump_into", "emit"]
+
+Swap: TypeAlias = Callable[[int], memoryview]
+"""Is told how many bytes of the buffer are filled, 0 at first; returns the next to fill, at least one byte long."""
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not to block where a pipe has taken the file's place since its directory was read.
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# From this size on a file is worth a system call that reads it to where it is wanted.
+_STRAIGHT_BYTES = 64 * 1024
 
 
 class _Output:
@@ -66,11 +72,28 @@ class _Output:
         """Hand over what was gathered."""
         if self.pending:
             self.writing = True
-            self.write(b"".join(self.parts) if len(self.parts) > 1 else self.parts[0])
+            self.deliver(b"".join(self.parts) if len(self.parts) > 1 else self.parts[0])
             self.writing = False
             self.size += self.pending
             self.parts.clear()
             self.pending = 0
+
+    def deliver(self, data: bytes) -> None:
+        self.write(data)
+
+    def content(self, fd: int, size: int) -> bool:
+        """Add the content of a file; say whether it was of that size."""
+        left = size
+        while True:
+            asked = min(left + 1, MAX_DATA_BYTES)
+            chunk = os.read(fd, asked)
+            left -= len(chunk)
+            if left < 0:
+                return False
+            if chunk:
+                self.add(chunk)
+            if not chunk or (len(chunk) < asked and not left):
+                return not left
 
     def begin(self, name: bytes) -> None:
         """Begin a node: the root's name is empty."""
@@ -115,6 +138,55 @@ class _Output:
         self.begin(name)
         self.add(SYMLINK + TARGET + string(target))
         self.close()
+
+
+def _nowhere(_data: bytes) -> None:
+    """Take the bytes of a NAR that goes into buffers: none."""
+
+
+class _Filler(_Output):
+    """Writes a NAR into its owner's buffers; large files are read straight into them."""
+
+    __slots__ = ("buffer", "filled", "swap")
+
+    def __init__(self, swap: Swap) -> None:
+        super().__init__(_nowhere)
+        self.swap = swap
+        self.buffer = memoryview(b"")
+        self.filled = 0
+
+    def deliver(self, data: bytes) -> None:
+        source = memoryview(data)
+        while source:
+            room = self.room()
+            count = min(len(room), len(source))
+            room[:count] = source[:count]
+            self.filled += count
+            source = source[count:]
+
+    def room(self) -> memoryview:
+        """Return what of the buffer is free; of the next where nothing is."""
+        if self.filled == len(self.buffer):
+            writing, self.writing = self.writing, True
+            self.buffer = memoryview(b"")  # to hold one buffer at most
+            self.buffer = self.swap(self.filled)
+            self.writing = writing
+            self.filled = 0
+        return self.buffer[self.filled :]
+
+    def content(self, fd: int, size: int) -> bool:
+        if size < _STRAIGHT_BYTES:
+            return super().content(fd, size)
+        self.flush()
+        left = size
+        while left:
+            count = os.readv(fd, [self.room()[:left]])
+            if not count:
+                return False
+            left -= count
+            self.filled += count
+            self.size += count
+        return not os.read(fd, 1)
 
 
 def emit(events: Iterable[Event], write: Write) -> int:
@@ -165,7 +237,18 @@ def dump(path: str | os.PathLike[str], write: Write) -> int:
         NotFoundError: the path does not exist.
         CalveError: it cannot be read.
     """
-    out = _Output(write)
+    return _dump(path, _Output(write))
+
+
+def dump_into(path: str | os.PathLike[str], swap: Swap) -> int:
+    """Write the NAR of a file system tree as `dump` does, into buffers that the caller owns; return its size in bytes.
+
+    The last buffer is not swapped: what it holds, at least one byte, is the size less what was swapped.
+    """
+    return _dump(path, _Filler(swap))
+
+
+def _dump(path: str | os.PathLike[str], out: _Output) -> int:
     top = os.fspath(path)
     try:
         kind = stat.S_IFMT(os.lstat(top).st_mode)
@@ -238,14 +321,9 @@ def _dump_file(out: _Output, name: bytes, fd: int, place: str) -> None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise _unsupported(place)
-        size = left = status.st_size
+        size = status.st_size
         out.file(name, size, executable=bool(status.st_mode & stat.S_IXUSR))
-        while chunk := os.read(fd, min(left + 1, MAX_DATA_BYTES)):
-            left -= len(chunk)
-            if left < 0:
-                break
-            out.add(chunk)
-        if left:
+        if not out.content(fd, size):
             raise ConflictError("the file changed while it was read", place=_printable(place))
         out.file_end(size)
     finally:

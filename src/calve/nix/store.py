@@ -19,7 +19,7 @@ from calve.nix.closure import closure
 from calve.nix.database import Database
 from calve.nix.nar import Event
 from calve.nix.narinfo import PathInfo
-from calve.nix.staging import Staging
+from calve.nix.staging import Staging, passes
 from calve.nix.storepath import STORE_DIR, StorePath
 
 __all__ = ["LocalStore"]
@@ -98,6 +98,10 @@ class LocalStore:
         valid = self.database.valid(wanted)
         return [path for path in wanted if path not in valid]
 
+    def adopt(self, infos: Sequence[PathInfo]) -> set[StorePath]:
+        """Stage what interrupted pulls had verified, or published and not registered, of invalid paths; see `Sink`."""
+        return self._writable().adopt(infos)
+
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
         """Unpack a path's tree, out of sight; see `Sink` and `Staging.stage`."""
         self._writable().stage(info, events)
@@ -106,6 +110,10 @@ class LocalStore:
         """Forget a staged path; nothing happens where it was not staged."""
         if self._staging is not None:
             self._staging.discard(path)
+
+    def flush(self) -> None:
+        """Write what was staged to the disk."""
+        self._writable().sync()
 
     def commit(self, batch: Sequence[PathInfo]) -> None:
         """Make staged paths valid: write them to the disk, move them into place, register them.
@@ -169,15 +177,19 @@ class LocalStore:
                 raise CalveError(f"cannot lock: {error.strerror}", place=place) from error
             self._gc_fd = fd
 
-    def close(self) -> None:
-        """Remove what was staged and not committed, close the database, let garbage be collected; idempotent."""
+    def close(self, *, keep: bool = False) -> None:
+        """Remove what was staged and not committed, close the database, let garbage be collected; idempotent.
+
+        Args:
+            keep: leave what was staged for a later run to adopt.
+        """
         with contextlib.ExitStack() as stack:
             stack.callback(self.database.close)
             if self._gc_fd >= 0:
                 stack.callback(os.close, self._gc_fd)
                 self._gc_fd = -1
             if self._staging is not None:
-                stack.callback(self._staging.close)
+                stack.callback(self._staging.close, keep=keep)
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +200,7 @@ class LocalStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(keep=passes(error))
 
 
 def _open_itself(path: str, flags: int) -> int:

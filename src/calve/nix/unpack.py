@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from calve.errors import CalveError, DamagedError, SpaceError
 from calve.nix.nar import Directory, End, Event, File, Symlink, check_name
 from calve.nix.narformat import check_target
 
-__all__ = ["Unpacked", "storage_error", "unpack"]
+__all__ = ["Unpacked", "canonical", "storage_error", "unpack"]
 
 _TIMES_NS = (1_000_000_000, 1_000_000_000)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -39,6 +40,29 @@ def storage_error(error: OSError, place: object) -> CalveError:
             hint="the file system has no bytes or inodes left: give it more, or collect garbage",
         )
     return CalveError(f"cannot write: {error.strerror}", place=place)
+
+
+def canonical(parent_fd: int, name: str) -> bool:
+    """Say whether a tree has the metadata that `unpack` gives one, and is this user's.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = os.lstat(name, dir_fd=parent_fd)
+    if status.st_mtime_ns != _TIMES_NS[1] or status.st_uid != os.geteuid():
+        return False
+    if stat.S_ISLNK(status.st_mode):
+        return True
+    if not stat.S_ISDIR(status.st_mode):
+        return stat.S_IMODE(status.st_mode) in {0o444, 0o555}
+    if stat.S_IMODE(status.st_mode) != 0o555:
+        return False
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+    try:
+        with os.scandir(fd) as entries:
+            return all(canonical(fd, entry.name) for entry in entries)
+    finally:
+        os.close(fd)
 
 
 def unpack(events: Iterable[Event], parent_fd: int, name: str) -> Unpacked:
@@ -83,6 +107,7 @@ class _Tree:
         self.complete = False
         self.files = 0
         self.bytes = 0
+        self.exact: set[int] = set()  # modes that open(2) sets as it is told
 
     def node(self, event: Directory | File | Symlink | End) -> None:
         """Begin a node, or end a directory."""
@@ -97,8 +122,10 @@ class _Tree:
             raise DamagedError(f"a NAR with the name {name!r}")
         at = self.fds[-1]
         if isinstance(event, File):
-            self.file_fd = os.open(name, _CREATE, 0o600, dir_fd=at)
-            os.fchmod(self.file_fd, 0o555 if event.executable else 0o444)
+            mode = 0o555 if event.executable else 0o444
+            self.file_fd = os.open(name, _CREATE, mode, dir_fd=at)
+            if mode not in self.exact:
+                self._set_mode(mode)
             self.left = event.size
             self.files += 1
             self.bytes += event.size
@@ -113,6 +140,16 @@ class _Tree:
             os.symlink(event.target, name, dir_fd=at)
             os.utime(name, ns=_TIMES_NS, dir_fd=at, follow_symlinks=False)
             self.complete = top
+
+    def _set_mode(self, mode: int) -> None:
+        """Set the mode of the open file where creating it did not: by umask, or an ACL that the directory hands down.
+
+        What holds for the first file of a mode holds for all of the tree: 20,000 system calls less in a pull.
+        """
+        if stat.S_IMODE(os.fstat(self.file_fd).st_mode) == mode:
+            self.exact.add(mode)
+        else:
+            os.fchmod(self.file_fd, mode)
 
     def content(self, data: bytes) -> None:
         """Write bytes of the open file."""

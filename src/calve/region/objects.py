@@ -16,12 +16,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calve.clock import SYSTEM, Clock
+from calve.region import objects_delete as deletion
 from calve.region import objects_multipart as multipart
 from calve.region import objects_read as reading
 from calve.region import objects_xml as xml
+from calve.region.bucket_settings import KINDS, Settings
 from calve.region.message import Request, Response
-from calve.region.objects_payload import MAXIMUM_BYTES, read_document, receive
-from calve.region.objects_store import Bucket, Object
+from calve.region.objects_payload import (
+    MAXIMUM_BYTES,
+    read_checked_document,
+    read_document,
+    receive,
+)
+from calve.region.objects_store import Bucket, Condition, Object
 from calve.region.objects_write import (
     check_key,
     check_utf8,
@@ -32,20 +39,21 @@ from calve.region.objects_write import (
 from calve.region.signature import ANONYMOUS, Identity, Principals, Refusal, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = ["MAXIMUM_BYTES", "Call", "ObjectService"]
 
 _BUCKET_NAME = re.compile(r"(?!xn--|sthree-)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _DOCUMENT_BYTES = 4 * 1024 * 1024
+_SETTING_METHODS = frozenset({"GET", "PUT", "DELETE"})
 _CALLS = 100_000
 """How many of the last requests are kept."""
 _UNSIMULATED = frozenset(
     {
-        "accelerate", "acl", "analytics", "attributes", "cors", "delete", "encryption", "inventory", "legal-hold",
-        "lifecycle", "logging", "metrics", "notification", "object-lock", "ownershipControls", "partNumber",
-        "policy", "policyStatus", "publicAccessBlock", "replication", "requestPayment", "restore", "retention",
+        "accelerate", "acl", "analytics", "attributes", "cors", "inventory", "legal-hold",
+        "logging", "metrics", "notification", "object-lock", "partNumber",
+        "policy", "policyStatus", "replication", "requestPayment", "restore", "retention",
         "select", "tagging", "torrent", "uploadId", "uploads", "versionId", "versioning", "versions", "website",
         "X-Amz-Signature",
     }
@@ -110,6 +118,9 @@ class ObjectService:
         self.domains = domains
         self.clock = clock
         self.uploads = multipart.Uploads()
+        self.settings = Settings()
+        self.ignored: frozenset[tuple[str, str]] = frozenset()
+        """Conditions that are taken and ignored: ("PutObject", "if-match")."""
         self.calls: deque[Call] = deque(maxlen=_CALLS)
         self._counts: Counter[str] = Counter()
         self._sent: Counter[str] = Counter()
@@ -186,14 +197,22 @@ class ObjectService:
 
     def _route(self, target: _Target) -> tuple[str, Callable[[_Target], Response]]:
         names = target.parameters.keys() & (
-            _UNSIMULATED | {"uploads", "uploadId", "partNumber", "location", "list-type"}
+            _UNSIMULATED
+            | KINDS.keys()
+            | {"delete", "uploads", "uploadId", "partNumber", "location", "list-type"}
         )
         method = target.request.method
+        if not target.key and len(names) == 1 and names <= KINDS.keys():
+            (name,) = names
+            if method in _SETTING_METHODS:
+                operation = f"{method.title()}{KINDS[name].operation}"
+                return operation, lambda target: self._setting(target, name)
         table: dict[tuple[str, bool, frozenset[str]], tuple[str, Callable[[_Target], Response]]] = {
             ("PUT", False, frozenset()): ("CreateBucket", self._create_bucket),
             ("HEAD", False, frozenset()): ("HeadBucket", self._head_bucket),
             ("GET", False, frozenset({"location"})): ("GetBucketLocation", self._location),
             ("GET", False, frozenset({"list-type"})): ("ListObjectsV2", self._list),
+            ("POST", False, frozenset({"delete"})): ("DeleteObjects", self._delete_many),
             ("GET", True, frozenset()): ("GetObject", self._get),
             ("HEAD", True, frozenset()): ("HeadObject", self._get),
             ("PUT", True, frozenset()): ("PutObject", self._put),
@@ -224,8 +243,8 @@ class ObjectService:
         resource = f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
         return self.principals.allows(target.identity, f"s3:{action}", resource)
 
-    def _open_bucket(self, target: _Target, action: str) -> Bucket:
-        """Return the bucket, where the action on it, or on the key in it, is allowed."""
+    def _open_bucket(self, target: _Target, action: str | None) -> Bucket:
+        """Return the bucket, where the action on it, or on the key in it, is allowed; None: whoever asks."""
         bucket = self._buckets.get(target.bucket)
         if bucket is None:
             raise Refusal(
@@ -244,7 +263,7 @@ class ObjectService:
                 {"x-amz-bucket-region": bucket.region},
             )
         readable = bucket.public and action == "GetObject"
-        if not readable and not self._may(target, action, bucket.name, target.key):
+        if action and not readable and not self._may(target, action, bucket.name, target.key):
             raise _denied()
         return bucket
 
@@ -278,6 +297,8 @@ class ObjectService:
                 "Your previous request to create the named bucket succeeded and you already own it.",
                 [("BucketName", target.bucket)],
             )
+        ownership = target.request.headers.get("x-amz-object-ownership", "")
+        self.settings.create(target.bucket, ownership)
         self.add_bucket(target.bucket)
         return Response(200, {"Location": f"/{target.bucket}"})
 
@@ -303,7 +324,26 @@ class ObjectService:
         body = listing.render(bucket.name, found, last if listing.limit else None)
         return Response(200, {"Content-Type": "application/xml"}, body)
 
+    def _setting(self, target: _Target, name: str) -> Response:
+        """Get, put or delete a setting of a bucket."""
+        kind = KINDS[name]
+        method = target.request.method
+        # There is no action of its own for a deletion: whoever may put may delete.
+        bucket = self._open_bucket(target, f"{'Get' if method == 'GET' else 'Put'}{kind.action}")
+        if method == "GET":
+            return self.settings.get(bucket.name, kind)
+        if method == "DELETE":
+            return self.settings.delete(bucket.name, kind)
+        data = read_checked_document(target.request, _DOCUMENT_BYTES)
+        return self.settings.put(bucket.name, kind, data)
+
     # Objects
+
+    def _heeded(self, target: _Target, operation: str) -> Mapping[str, str]:
+        """Return the headers without the conditions that this store ignores."""
+        headers = target.request.headers
+        gone = {name for of, name in self.ignored if of == operation}
+        return {name: value for name, value in headers.items() if name not in gone}
 
     def _get(self, target: _Target) -> Response:
         bucket = self._open_bucket(target, "GetObject")
@@ -333,7 +373,7 @@ class ObjectService:
     def _put(self, target: _Target) -> Response:
         bucket = self._open_bucket(target, "PutObject")
         check_key(target.key)
-        with bucket.flight(target.key, condition(target.request.headers)) as flight:
+        with bucket.flight(target.key, condition(self._heeded(target, "PutObject"))) as flight:
             draft = bucket.draft()
             try:
                 received = receive(target.request, draft.file)
@@ -353,8 +393,37 @@ class ObjectService:
 
     def _delete(self, target: _Target) -> Response:
         bucket = self._open_bucket(target, "DeleteObject")
-        bucket.delete(target.key, condition(target.request.headers))
+        self._remove(
+            target, bucket, target.key, deletion.condition(self._heeded(target, "DeleteObject"))
+        )
         return Response(204)
+
+    def _remove(self, target: _Target, bucket: Bucket, key: str, what: Condition) -> None:
+        """Delete an object, where it may be; a condition is judged for those alone who may read."""
+        actions = ["DeleteObject"] + (["GetObject"] if what.etag is not None else [])
+        if not all(self._may(target, action, bucket.name, key) for action in actions):
+            raise _denied()
+        bucket.delete(key, what)
+
+    def _delete_many(self, target: _Target) -> Response:
+        bucket = self._open_bucket(target, None)
+        named, quiet = deletion.named_objects(
+            xml.parse(read_checked_document(target.request, _DOCUMENT_BYTES), "Delete")
+        )
+        result: list[xml.Element] = []
+        for key, what in named:
+            heeded = Condition() if ("DeleteObjects", "etag") in self.ignored else what
+            try:
+                check_key(key)
+                self._remove(target, bucket, key, heeded)
+            except Refusal as refusal:
+                result.append(deletion.failed(key, refusal))
+            else:
+                if not quiet:
+                    result.append(("Deleted", [("Key", key)]))
+        return Response(
+            200, {"Content-Type": "application/xml"}, xml.document("DeleteResult", result)
+        )
 
     # Multipart uploads
 
@@ -396,7 +465,8 @@ class ObjectService:
         document = read_document(target.request, _DOCUMENT_BYTES)
         named = multipart.named_parts(xml.parse(document, "CompleteMultipartUpload"))
         if upload.completed is None:
-            with bucket.flight(target.key, condition(target.request.headers)) as flight:
+            headers = self._heeded(target, "CompleteMultipartUpload")
+            with bucket.flight(target.key, condition(headers)) as flight:
                 draft = bucket.draft()
                 try:
                     parts = upload.choose(named)

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+from calve.region import objects_xml as xml
 from calve.region.message import BUFFER_BYTES
 from calve.region.signature import Refusal
 
@@ -166,11 +167,7 @@ def named_parts(root: ET.Element) -> list[tuple[int, str]]:
     else:
         if 0 < len(named) <= MAXIMUM_PARTS:
             return named
-    raise Refusal(
-        400,
-        "MalformedXML",
-        "The XML you provided was not well-formed or did not validate against our published schema",
-    )
+    raise xml.malformed()
 
 
 def join(parts: list[Part], target: IO[bytes]) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from calve.region.message import Request
 
-__all__ = ["MAXIMUM_BYTES", "Received", "read_document", "receive"]
+__all__ = ["MAXIMUM_BYTES", "Received", "read_checked_document", "read_document", "receive"]
 
 MAXIMUM_BYTES = 5 * 1024**3
 """What one PUT may carry."""
@@ -194,6 +194,19 @@ def read_document(request: Request, limit: int) -> bytes:
             "The provided 'x-amz-content-sha256' header does not match what was computed.",
         )
     _check_md5(request.headers, hashlib.md5(data, usedforsecurity=False).digest())
+    return data
+
+
+def read_checked_document(request: Request, limit: int) -> bytes:
+    """Read a small body that must come with an MD5 or a checksum of its own; Refusal as in `receive`."""
+    expected = _expected(request.headers)
+    if not expected and "content-md5" not in request.headers:
+        raise _invalid("Missing required header for this request: Content-MD5")
+    data = read_document(request, limit)
+    for name, value in expected.items():
+        calculated = _algorithm(name)[0]()
+        calculated.update(data)
+        _compare(name, value, calculated.digest())
     return data
 
 

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "INTERNAL_ERROR",
     "SLOW_DOWN",
+    "Element",
     "Listing",
     "document",
     "error_response",
     "iso",
+    "malformed",
     "parse",
     "text_of",
 ]
@@ -81,23 +83,27 @@ INTERNAL_ERROR = error_response(
 )
 
 
-def parse(data: bytes, name: str) -> ET.Element:
-    """Parse a document that a client sent, namespaces removed; MalformedXML where it is not a `name`."""
-    malformed = Refusal(
+def malformed() -> Refusal:
+    """Return the refusal of a document that is not what it should be."""
+    return Refusal(
         400,
         "MalformedXML",
         "The XML you provided was not well-formed or did not validate against our published schema",
     )
+
+
+def parse(data: bytes, name: str) -> ET.Element:
+    """Parse a document that a client sent, namespaces removed; MalformedXML where it is not a `name`."""
     if b"<!" in data:  # no document type, hence no entities to expand
-        raise malformed
+        raise malformed()
     try:
         root = ET.fromstring(data)  # noqa: S314
-    except ET.ParseError:
-        raise malformed from None
+    except (ET.ParseError, LookupError, ValueError):  # the latter of its encoding
+        raise malformed() from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     if root.tag != name:
-        raise malformed
+        raise malformed()
     return root
 
 

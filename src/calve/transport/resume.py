@@ -1,7 +1,8 @@
 """Reading an object to its end over connections that break.
 
 Source: RFC 9110, sections 13 and 14. A broken body goes on where it broke, by `Range` and `If-Match`; the total
-size and the ETag of every part must be those of the first. What the bytes are worth is for the reader to verify.
+size and the ETag of every part must be those of the first. What the bytes are worth is for the reader to verify. A
+range of an object is read the same way: a server that sends more or less than the range is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASC
 
 
 class ResumingReader:
-    """An object's bytes from an offset to its end; close it, or use it as a context manager.
+    """An object's bytes from an offset to its end, or to before another; close it, or use it as a context manager.
 
     The request is sent by the first read. The policy holds for every read anew: it bounds how often the object is
     asked for without a byte of progress.
@@ -41,6 +42,7 @@ class ResumingReader:
         signer: signs every request; without one redirects are followed.
         policy: when to give up.
         offset_bytes: where to begin.
+        end_bytes: where to stop, itself excluded; DamagedError where the object is shorter.
         size_bytes: of the whole object, where known; DamagedError where the server says otherwise.
         clock: for waits.
         rng: gives numbers from 0 to 1.
@@ -60,6 +62,7 @@ class ResumingReader:
         signer: Signer | None = None,
         policy: Policy = DEFAULT,
         offset_bytes: int = 0,
+        end_bytes: int | None = None,
         size_bytes: int | None = None,
         clock: Clock = SYSTEM,
         rng: Callable[[], float] = random.random,
@@ -67,6 +70,7 @@ class ResumingReader:
     ) -> None:
         self.offset_bytes = offset_bytes
         self.size_bytes = size_bytes
+        self._end_bytes = end_bytes
         self._client = client
         self._url = url
         self._place = url.partition("?")[0]
@@ -80,7 +84,7 @@ class ResumingReader:
         self._began = False
         self._etag: str | None = None
         self._response: Response | None = None
-        self._ended = False
+        self._ended = end_bytes is not None and end_bytes <= offset_bytes
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
         """Return 1 to `size` bytes (at most 64 KiB); b"" at the end.
@@ -122,7 +126,7 @@ class ResumingReader:
         self.close()
 
     def _read(self, size: int) -> bytes:
-        if self._response is None and 0 < self.offset_bytes == self.size_bytes:
+        if self._response is None and 0 < self.offset_bytes == self._stop():
             return b""
         response = self._response
         if response is None:
@@ -133,23 +137,32 @@ class ResumingReader:
             self._response = None
             raise
         self.offset_bytes += len(data)
+        stop = self._stop()
+        if self._end_bytes is not None and self.offset_bytes > self._end_bytes:
+            self.close()
+            raise DamagedError("the server sends more than was asked", place=self._place)
         if data:
             self._began = True
             return data
-        if self.size_bytes is not None and self.offset_bytes != self.size_bytes:
+        if stop is not None and self.offset_bytes != stop:
             self._response = None
             raise TransientError(
-                f"the body ended at {self.offset_bytes} of {self.size_bytes} bytes",
-                place=self._place,
+                f"the body ended at {self.offset_bytes} of {stop} bytes", place=self._place
             )
         self.close()
         return b""
+
+    def _stop(self) -> int | None:
+        """Return where the bytes that are wanted end; None until that is known."""
+        return self.size_bytes if self._end_bytes is None else self._end_bytes
 
     def _open(self) -> Response:
         headers = dict(self._headers)
         if not self._began:  # nothing was read yet: another version is as good
             self._etag, self.size_bytes = None, self._known_bytes
-        if self.offset_bytes:
+        if self._end_bytes is not None:
+            headers["range"] = f"bytes={self.offset_bytes}-{self._end_bytes - 1}"
+        elif self.offset_bytes:
             headers["range"] = f"bytes={self.offset_bytes}-"
         if self._etag is not None and not self._etag.startswith("W/"):
             headers["if-match"] = self._etag
@@ -168,7 +181,7 @@ class ResumingReader:
         """Hold the answer's head against what was asked, and against the first answer."""
         if response.status == 206:
             size = self._range(response)
-        elif response.status == 200 and self.offset_bytes == 0:
+        elif response.status == 200 and self.offset_bytes == 0 and self._whole(response):
             size = response.length_bytes
         else:
             raise DamagedError(
@@ -186,12 +199,22 @@ class ResumingReader:
         if self.size_bytes is None:
             self.size_bytes = size
 
+    def _whole(self, response: Response) -> bool:
+        """Say whether the whole object is what was asked for: a server may ignore a range."""
+        if self._end_bytes is None:
+            return True
+        return self._end_bytes in {response.length_bytes, self.size_bytes}
+
     def _range(self, response: Response) -> int | None:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if found is None:
             raise DamagedError("a malformed Content-Range", place=self._place)
         size = None if found[3] == "*" else int(found[3])
-        ends = size is None or int(found[2]) + 1 == size
+        stop = int(found[2]) + 1
+        if self._end_bytes is None:
+            ends = size is None or stop == size
+        else:
+            ends = stop == self._end_bytes and (size is None or stop <= size)
         if int(found[1]) != self.offset_bytes or not ends:
             raise DamagedError("the answer has another range than was asked", place=self._place)
         return size

@@ -20,6 +20,7 @@ from calve.errors import (
     ConflictError,
     DamagedError,
     NotFoundError,
+    RefusedError,
     TransientError,
     UsageError,
 )
@@ -168,7 +169,7 @@ def _error(status: int, problem: Problem, headers: Mapping[str, str], place: obj
         return ConflictError(message, place=place)
     if status == 416:
         return DamagedError(message, place=place, hint="it is shorter than it should be")
-    return CalveError(message, place=place)
+    return RefusedError(message, place=place)
 
 
 def read_error(response: Response) -> Problem:
@@ -190,7 +191,7 @@ def raise_for_status(response: Response) -> None:
         ConflictError: 409, 412.
         DamagedError: 416, a range beyond the end.
         UsageError: the bucket is in another region, which the hint names.
-        CalveError: any other.
+        RefusedError: any other.
     """
     if response.status < 300:
         return

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from calve.boot.record import Record, reachable
+from calve.boot.record import Record, dump_sequences, parse_sequences, reachable
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo
 from calve.nix.storepath import StorePath
@@ -89,3 +89,26 @@ def test_reachable():
     assert reachable(infos, [StorePath("x" * 32, "gone")]) == {}
     # A path that is not there is passed over; whether that matters is `BootStore.whole`'s to say.
     assert reachable({C.path: C}, [C.path]) == {C.path: C}
+
+
+def test_sequences_of_keyrings_are_kept():
+    assert parse_sequences(dump_sequences({"s3://b": 7, "s3://a": 1 << 62})) == {
+        "s3://a": 1 << 62,
+        "s3://b": 7,
+    }
+    assert dump_sequences({"s3://a": 1}) == b'{"version":1,"sequences":{"s3://a":1}}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"junk",
+        b"[]",
+        b'{"version":2,"sequences":{}}',
+        b'{"version":1}',
+        b'{"version":1,"sequences":{"a":"x"}}',
+    ],
+)
+def test_of_damaged_ones_nothing_is_known(data):
+    assert parse_sequences(data) == {}

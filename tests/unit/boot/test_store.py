@@ -14,7 +14,7 @@ from calve.boot.agent import _concurrency
 from calve.boot.record import Record
 from calve.boot.store import BootStore
 from calve.errors import DamagedError
-from calve.nix import nar, registration
+from calve.nix import leftover, nar, registration
 from calve.nix.hashes import Hash, encode32
 from calve.nix.nar import Directory, End, File
 from calve.nix.narinfo import PathInfo
@@ -277,12 +277,38 @@ def test_leftovers_of_a_dead_run_are_removed_and_a_live_one_s_are_not(tmp_path):
     dead = store_dir / ".calve-0123456789abcdef"
     (dead / LIB.path.basename).mkdir(parents=True)
     with BootStore(tmp_path) as live:
+        assert live.adopt([LIB]) == set()
         assert not dead.exists()
         live.stage(LIB, iter(EVENTS[LIB.path]))
-        with BootStore(tmp_path):
+        with BootStore(tmp_path) as other:
+            assert other.adopt([LIB]) == set()
             assert len([name for name in os.listdir(store_dir) if name[0] == "."]) == 2
         live.commit([LIB])
     assert os.listdir(store_dir) == [LIB.path.basename]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_cut_off_boot_had_verified_is_not_fetched_again(tmp_path, monkeypatch, damaged):
+    """LIB was staged, APP published and not recorded; the kernel is another one."""
+    store = BootStore(tmp_path)
+    for info in (LIB, APP):
+        store.stage(info, iter(EVENTS[info.path]))
+    store.flush()
+    store._staging.publish(APP.path)
+    store.close(keep=True)
+    monkeypatch.setattr(leftover, "_BOOT_ID", tmp_path / "none")
+    if damaged:
+        for file in tmp_path.rglob("init"):
+            file.chmod(0o755)
+            file.write_bytes(b"")
+            file.chmod(0o555)
+            os.utime(file, (1, 1))
+    with BootStore(tmp_path) as store:
+        assert store.missing([LIB.path, APP.path]) == [LIB.path, APP.path]
+        assert store.adopt([LIB, APP]) == (set() if damaged else {LIB.path, APP.path})
+        if not damaged:
+            store.commit([LIB, APP])
+            assert store.missing([LIB.path, APP.path]) == []
 
 
 def test_a_system_that_is_not_complete_does_not_become_the_profile(tmp_path):

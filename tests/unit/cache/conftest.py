@@ -12,7 +12,7 @@ from typing import Self
 
 import pytest
 
-from calve.cache.objects import check_key
+from calve.cache.objects import Listed, check_key
 from calve.errors import DamagedError, NotFoundError
 from calve.nix import narwriter
 from calve.nix.closure import closure
@@ -44,12 +44,14 @@ class Memory:
     def __init__(self, url: str = "mem://one") -> None:
         self.url = url
         self.data: dict[str, bytes] = {}
+        self.written: dict[str, float] = {}  # when, by `now_s`
+        self.now_s: Callable[[], float] = lambda: 0
         self.calls: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda _method, _key: None
         self._lock = threading.RLock()
 
     def _call(self, method: str, key: str) -> None:
-        check_key(key)
+        check_key(key.rstrip("/") if method == "list" else key)
         with self._lock:
             self.calls.append((method, key))
         self.before(method, key)
@@ -77,9 +79,11 @@ class Memory:
         data = self.get(key, limit)
         return data, hashlib.sha256(data).hexdigest()
 
-    def open(self, key: str, size: int | None = None) -> _Open:
+    def open(
+        self, key: str, size: int | None = None, *, start: int = 0, end: int | None = None
+    ) -> _Open:
         self._call("open", key)
-        return _Open(self._load(key))
+        return _Open(self._load(key)[start:end])
 
     def head(self, key: str) -> int | None:
         self._call("head", key)
@@ -94,18 +98,36 @@ class Memory:
             if match is not None and (old is None or hashlib.sha256(old).hexdigest() != match):
                 return False
             self.data[key] = data
+            self.written[key] = self.now_s()
             return True
 
     def put_stream(self, key, chunks: Iterator[bytes], *, only_new=False, content_type=None):
         return self.put(key, b"".join(chunks), only_new=only_new)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, match: str | None = None) -> bool:
         self._call("delete", key)
-        self.data.pop(key, None)
+        return self._delete(key, match)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def _delete(self, key: str, match: str | None) -> bool:
+        with self._lock:
+            old = self.data.get(key)
+            if old is not None and match not in (None, hashlib.sha256(old).hexdigest()):
+                return False
+            self.data.pop(key, None)
+            return True
+
+    def delete_many(self, listed: Iterable[Listed]) -> list[Listed]:
+        chosen = list(listed)
+        self._call("delete_many", chosen[0].key if chosen else "x")
+        return [one for one in chosen if not self._delete(one.key, one.tag)]
+
+    def list(self, prefix: str) -> Iterator[Listed]:
         self._call("list", prefix or "x")
-        yield from sorted(key for key in self.data if key.startswith(prefix))
+        for key in sorted(key for key in self.data if key.startswith(prefix)):
+            data = self.data.get(key)
+            if data is None:
+                continue  # removed since
+            yield Listed(key, len(data), hashlib.sha256(data).hexdigest(), self.written.get(key, 0))
 
 
 class Trees:
@@ -151,11 +173,18 @@ class FakeSink:
     def __init__(self, valid: Iterable[StorePath] = ()) -> None:
         self.valid = set(valid)
         self.staged: dict[StorePath, list[Event]] = {}
+        self.left: dict[StorePath, PathInfo] = {}  # what an interrupted run verified
         self.batches: list[list[StorePath]] = []
         self.owner = threading.get_ident()
 
     def missing(self, paths: Iterable[StorePath]) -> list[StorePath]:
         return [path for path in paths if path not in self.valid]
+
+    def adopt(self, infos: Sequence[PathInfo]) -> set[StorePath]:
+        found = {info.path for info in infos if self.left.get(info.path) == info}
+        self.staged.update((path, []) for path in found)
+        self.left.clear()
+        return found
 
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
         taken = list(events)
@@ -164,6 +193,9 @@ class FakeSink:
 
     def discard(self, path: StorePath) -> None:
         self.staged.pop(path, None)
+
+    def flush(self) -> None:
+        assert threading.get_ident() == self.owner, "flushed by another thread"
 
     def commit(self, batch: Sequence[PathInfo]) -> None:
         assert threading.get_ident() == self.owner, "committed by another thread"

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from calve.cache.compression import compressor, decompressor
+from calve.cache.compression import NAMES, SUFFIXES, Codec, compressor, decompressor
 from calve.errors import DamagedError, UsageError
 from calve.nix import zstd
 
@@ -112,3 +112,50 @@ def test_other_compressions_are_named(name: str) -> None:
 def test_levels_that_an_agent_could_not_read_are_refused(level: int) -> None:
     with pytest.raises(UsageError, match="1 to 19"):
         compressor(level)
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("zstd", 1), ("zstd", 4), ("zstd", 9), ("zstd", 12), ("xz", 0), ("xz", 6)]
+)
+def test_frames_in_a_row_are_read(name: str, level: int) -> None:
+    codec = Codec(name, level)
+    data = (os.urandom(1 << 14) + bytes(1 << 14)) * 257
+    size = codec.frame_bytes
+    encode = codec.encoder()
+    frames = [encode(memoryview(data)[at : at + size]) for at in range(0, len(data), size)]
+    assert len(frames) > 1
+    assert _all(name, b"".join(frames)) == data
+
+
+def test_a_frame_of_zstd_tells_its_size() -> None:
+    codec = Codec("zstd", 3)
+    frame = codec.encoder()(memoryview(DATA))
+    assert _frame_size(frame) == len(DATA)
+
+
+def test_a_frame_of_xz_needs_no_more_memory_than_a_frame() -> None:
+    frame = Codec("xz", 6).encoder()(memoryview(DATA))
+    assert lzma.LZMADecompressor(memlimit=6 << 20).decompress(frame) == DATA
+
+
+def _frame_size(frame: bytes) -> int:
+    """Read a frame's content size: RFC 8878, 3.1.1.1; of a single segment, and 4 bytes."""
+    assert frame[4] >> 5 == 0b101
+    return int.from_bytes(frame[5:9], "little")
+
+
+def test_what_is_written_has_an_ending_and_is_read() -> None:
+    assert set(SUFFIXES) <= set(NAMES)
+    assert [Codec(name, 3).suffix for name in ("zstd", "xz", "none")] == [
+        ".nar.zst",
+        ".nar.xz",
+        ".nar",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("zstd", 0), ("zstd", 20), ("xz", -1), ("xz", 7), ("gzip", 6), ("", 3)]
+)
+def test_codecs_that_are_not_written(name: str, level: int) -> None:
+    with pytest.raises(UsageError):
+        Codec(name, level)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 
 from calve.cache import manifest as manifests
+from calve.cache.compression import decompressor
 from calve.cache.manifest import Manifest, boot_order
 from calve.errors import DamagedError, NotFoundError, UsageError
 from calve.nix.hashes import Hash
@@ -101,7 +103,7 @@ def test_an_unknown_major_version_is_refused_as_such() -> None:
         (_changed_path(1, references="x"), "references"),
         (_changed_path(1, references=[1]), "references"),
         (_changed_path(1, signatures=["x"]), "signatures"),
-        (_changed_path(1, url=None), "url"),
+        (_changed_path(1, url=7), "url"),
         (_changed_path(1, path=TOP.basename), "twice"),
     ],
 )
@@ -143,14 +145,14 @@ def test_reading_checks_the_digest(memory) -> None:
     body = _manifest().dump()
     digest = manifests.digest_of(body)
     cache = memory()
-    cache.data[manifests.key(digest)] = manifests.compress(body)
+    cache.data[manifests.key(digest)] = manifests.pack(body)
     assert manifests.read(cache, digest) == _manifest()
     assert cache.calls == [("get", f"manifests/{digest}.json.zst")]
 
-    cache.data[manifests.key(digest)] = manifests.compress(body + b" ")
+    cache.data[manifests.key(digest)] = manifests.pack(body + b" ")
     with pytest.raises(DamagedError, match="not the one of this digest"):
         manifests.read(cache, digest)
-    cache.data[manifests.key(digest)] = manifests.compress(body)[:-1]
+    cache.data[manifests.key(digest)] = manifests.pack(body)[:-1]
     with pytest.raises(DamagedError, match="early"):
         manifests.read(cache, digest)
     with pytest.raises(NotFoundError):
@@ -162,22 +164,58 @@ def test_reading_checks_the_digest(memory) -> None:
 def test_a_bomb_stops_at_the_bound(memory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "MAX_BYTES", 1 << 20)
     cache = memory()
-    cache.data[manifests.key("0" * 64)] = manifests.compress(bytes(5 << 20))
+    cache.data[manifests.key("0" * 64)] = manifests.pack(bytes(5 << 20))
     with pytest.raises(DamagedError, match="longer"):
         manifests.read(cache, "0" * 64)
 
 
-def test_signatures_beside_it() -> None:
+def test_signatures_come_with_it(memory) -> None:
     key = SecretKey.generate("ops-1")
-    message = manifests.signed_bytes("a" * 64)
-    assert message == b"calve-manifest-1;" + b"a" * 64
+    cache, body = memory(), _manifest().dump()
+    digest = manifests.digest_of(body)
+    message = manifests.signed_bytes(digest)
+    assert message == b"calve-manifest-1;" + digest.encode()
     made = key.sign(message)
-    data = manifests.dump_signatures([made, Signature("a-1", bytes(64)), made])
-    parsed = manifests.parse_signatures(data, "here")
-    assert [signature.name for signature in parsed] == ["a-1", "ops-1"]
-    assert key.public.verifies(message, parsed[1])
+    cache.data[manifests.key(digest)] = manifests.pack(
+        body, [made, Signature("a-1", bytes(64)), made]
+    )
+    manifest, signatures, tag = manifests.read_signed(cache, digest)
+    assert manifest == manifests.read(cache, digest) == _manifest()
+    assert [signature.name for signature in signatures] == ["a-1", "ops-1"]
+    assert key.public.verifies(message, signatures[1])
+    assert cache.put(manifests.key(digest), manifests.pack(body, [made], "again"), match=tag)
+    again, signatures, other = manifests.read_signed(cache, digest)
+    assert (again, signatures) == (manifest, (made,))
+    assert other != tag
+
+
+@pytest.mark.parametrize(
+    "beside", [b"", b'{"version":1}', b'{"version":1,"signatures":[7]}', b"x" * 70_000]
+)
+def test_malformed_signatures_are_damage(beside: bytes) -> None:
+    body = _manifest().dump()
+    packed = manifests.pack(body)
+    front = int.from_bytes(packed[4:8], "little") + 8
+    data = packed[:4] + len(beside).to_bytes(4, "little") + beside + packed[front:]
     with pytest.raises(DamagedError):
-        manifests.parse_signatures(b'{"version":1}', "here")
+        manifests.unpack(data, manifests.digest_of(body), "here")
+    with pytest.raises(DamagedError):
+        manifests.unpack(packed[: front // 2], manifests.digest_of(body), "here")
+
+
+def test_any_zstd_decoder_reads_the_body() -> None:
+    body = _manifest().dump()
+    packed = io.BytesIO(manifests.pack(body, [SecretKey.generate("ops-1").sign(b"x")]))
+    read = decompressor("zstd", packed.read)
+    assert b"".join(iter(lambda: read(1 << 16), b"")) == body
+
+
+def test_a_path_that_is_elsewhere_has_no_url() -> None:
+    manifest = _manifest()
+    first = replace(manifest.paths[0], url="", compression="none", file_hash=None, file_size=None)
+    away = replace(manifest, paths=(first, *manifest.paths[1:]))
+    assert b'"url"' not in Manifest(first.info.path, (first,)).dump()
+    assert Manifest.parse(away.dump()) == away
 
 
 def test_a_path_is_one_object_however_many_refer_to_it() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from calve.cache import manifest as manifests
+from calve.cache.lookup import Found
 from calve.cache.pull import plan, pull
 from calve.cache.push import push
 from calve.errors import (
@@ -244,7 +245,7 @@ def test_a_manifest_that_names_a_missing_path(world, pushed, fake_sink) -> None:
     kept = tuple(entry for entry in whole.paths if entry.info.path != world.lib)
     body = replace(whole, paths=kept).dump()
     digest = manifests.digest_of(body)
-    world.cache.data[manifests.key(digest)] = manifests.compress(body)
+    world.cache.data[manifests.key(digest)] = manifests.pack(body)
     sink = fake_sink()
     with pytest.raises(DamagedError, match=f"lacks {world.lib}"):
         plan([world.cache], [world.top], sink, world.ring, manifest=digest)
@@ -256,7 +257,7 @@ def test_a_manifest_whose_narinfo_signature_is_wrong(world, pushed, fake_sink) -
     bad = replace(whole.paths[1], info=replace(whole.paths[1].info, signatures=()))
     body = replace(whole, paths=(whole.paths[0], bad, whole.paths[2])).dump()
     digest = manifests.digest_of(body)
-    world.cache.data[manifests.key(digest)] = manifests.compress(body)
+    world.cache.data[manifests.key(digest)] = manifests.pack(body)
     with pytest.raises(SignatureError):
         plan([world.cache], [world.top], fake_sink(), world.ring, manifest=digest)
 
@@ -407,19 +408,162 @@ def test_another_build_in_the_next_cache_is_not_taken(world, pushed, fake_sink, 
 # The sink, threads, interruption
 
 
-def test_large_closures_are_committed_in_batches(
+def test_large_closures_are_flushed_and_committed_once(
     world, pushed, fake_sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calve.cache.pull._BATCH_BYTES", 1)
-    sink = fake_sink()
+    monkeypatch.setattr("calve.cache.pull._FLUSH_BYTES", 1)
+
+    class Counting(fake_sink):
+        flushes = 0
+
+        def flush(self) -> None:
+            super().flush()
+            self.flushes += 1
+
+    sink = Counting()
     made = plan([world.cache], [world.top], sink, world.ring, manifest=pushed)
     assert [found.entry.info.path for found in made.missing] == [world.top, world.lib, world.tool]
     pull(made, sink, jobs=1)
-    assert [set(batch) for batch in sink.batches] == [{world.lib}, {world.top, world.tool}]
+    assert [set(batch) for batch in sink.batches] == [_paths(world)]
+    assert sink.flushes == 3
+
+
+@pytest.mark.parametrize("by_manifest", [True, False])
+def test_what_an_interrupted_pull_verified_is_not_fetched(
+    world, pushed, fake_sink, by_manifest: bool
+) -> None:
+    sink = fake_sink()
+    other = replace(world.store.infos[world.tool], nar_size=1)
+    sink.left = {world.lib: _narinfo(world, world.lib).info, world.tool: other}
+    digest = pushed if by_manifest else None
+    made = plan([world.cache], [world.top], sink, world.ring, manifest=digest)
+    assert [info.path for info in made.adopted] == [world.lib]
+    assert {found.entry.info.path for found in made.missing} == {world.top, world.tool}
+    assert made.nar_bytes == sum(found.entry.info.nar_size for found in made.missing)
+    done = pull(made, sink)
+    assert (done.paths, sink.valid) == (2, _paths(world))
+    assert world.cache.count("open") == 2
+
+
+def test_what_is_adopted_is_committed_where_nothing_else_is_missing(
+    world, pushed, fake_sink
+) -> None:
+    sink = fake_sink()
+    sink.left = {path: _narinfo(world, path).info for path in _paths(world)}
+    made = plan([world.cache], [world.top], sink, world.ring)
+    assert pull(made, sink).fetched_bytes == 0
     assert sink.valid == _paths(world)
 
 
-def test_no_more_decoders_than_asked_for(world, pushed, fake_sink) -> None:
+def test_a_plan_that_is_not_to_be_pulled_adopts_nothing(world, pushed, fake_sink) -> None:
+    sink = fake_sink()
+    sink.left = {world.lib: _narinfo(world, world.lib).info}
+    made = plan([world.cache], [world.top], sink, world.ring, resume=False)
+    assert (len(made.missing), made.adopted, len(sink.left)) == (3, (), 1)
+
+
+def test_a_sink_never_takes_a_wrong_nar_for_whole(world, pushed, fake_sink) -> None:
+    """The events fail before `stage` could return: what it returns from may be adopted by a later run."""
+    returned = []
+
+    class Noting(fake_sink):
+        def stage(self, info, events):
+            super().stage(info, events)
+            returned.append(info.path)
+
+        def discard(self, path):
+            assert path not in self.staged
+
+    entry = _narinfo(world, world.lib)
+    wrong = bytearray(_nar(world, world.lib))
+    wrong[5000] ^= 1
+    world.cache.data[entry.url] = lzma.compress(bytes(wrong))
+    _write(world, replace(entry, compression="xz"))
+    with pytest.raises(DamagedError, match="not the one that was signed"):
+        pull(plan([world.cache], [world.lib], fake_sink(), world.ring), Noting())
+    assert returned == []
+
+
+# What a manifest says is in another cache
+
+
+def _elsewhere(world, pushed, *paths: StorePath) -> str:
+    """Write the manifest again, without the places of some paths; return its digest."""
+    whole = manifests.read(world.cache, pushed)
+    entries = tuple(
+        replace(entry, url="", compression="none", file_hash=None, file_size=None)
+        if entry.info.path in paths
+        else entry
+        for entry in whole.paths
+    )
+    body = replace(whole, paths=entries).dump()
+    digest = manifests.digest_of(body)
+    world.cache.data[manifests.key(digest)] = manifests.pack(body)
+    return digest
+
+
+def test_a_path_without_a_url_is_looked_for_in_all_caches(world, pushed, fake_sink, memory) -> None:
+    far = memory("mem://far")
+    entry = _narinfo(world, world.lib)
+    for key in (f"{world.lib.digest}.narinfo", entry.url):
+        far.data[key] = world.cache.data.pop(key)
+    digest = _elsewhere(world, pushed, world.lib)
+    sink = fake_sink()
+    made = plan([world.cache, far], [world.top], sink, world.ring, manifest=digest)
+    assert [found.cache.url for found in made.missing] == ["mem://one", "mem://far", "mem://one"]
+    assert made.fetch_bytes > len(far.data[entry.url])
+    asked = world.cache.keys("get")
+    assert asked[-2:] == [manifests.key(digest), f"{world.lib.digest}.narinfo"]
+    pull(made, sink)
+    assert sink.valid == _paths(world)
+    assert plan([world.cache], [world.top], sink, world.ring, manifest=digest).missing == ()
+
+
+def test_a_path_without_a_url_that_no_cache_has(world, pushed, fake_sink) -> None:
+    del world.cache.data[f"{world.lib.digest}.narinfo"]
+    digest = _elsewhere(world, pushed, world.lib)
+    with pytest.raises(NotFoundError, match=f"no cache has {world.lib}"):
+        plan([world.cache], [world.top], fake_sink(), world.ring, manifest=digest)
+
+
+def test_a_path_without_a_url_is_not_taken_from_another_build(world, pushed, fake_sink) -> None:
+    (world.store.real(world.lib) / "file").write_bytes(b"another build")
+    entry = _narinfo(world, world.lib)
+    other = world.store.register(world.lib) and world.store.infos[world.lib].signed(world.key)
+    digest = _elsewhere(world, pushed, world.lib)
+    _write(world, replace(entry, info=other))
+    with pytest.raises(DamagedError, match="another build"):
+        plan([world.cache], [world.top], fake_sink(), world.ring, manifest=digest)
+
+
+# Which is next
+
+
+def test_small_nars_are_fetched_beside_large_ones(world, pushed, fake_sink) -> None:
+    """However many small ones wait, one decoder more than there are at once has a large one under way."""
+    from calve.cache.fetch import _Turns
+
+    entry = _narinfo(world, world.lib)
+    large = [Found(replace(entry, file_size=(9 - n) << 20), world.cache) for n in range(5)]
+    small = [Found(replace(entry, file_size=1 + n), world.cache) for n in range(4)]
+    unknown = Found(replace(entry, file_size=None), world.cache)
+    turns = _Turns([*large, *small, unknown], 1)
+    assert [turns.take() for _ in range(4)] == [*large[:2], *small[:2]]
+    turns.done(small[0])
+    assert turns.take() is small[2]
+    turns.done(large[0])
+    assert [turns.take(), turns.take()] == [large[2], small[3]]
+    assert not turns.none_left()
+    assert [turns.take() for _ in range(3)] == [*large[3:], unknown]
+    assert turns.none_left()
+
+
+@pytest.mark.parametrize(("small_bytes", "allowed"), [(0, 1), (1 << 20, 2)])
+def test_no_more_decoders_than_asked_for(
+    world, pushed, fake_sink, monkeypatch: pytest.MonkeyPatch, small_bytes: int, allowed: int
+) -> None:
+    """One small NAR may be beside them."""
+    monkeypatch.setattr("calve.cache.fetch._SMALL_NAR_BYTES", small_bytes)
     lock, active, most = threading.Lock(), 0, 0
 
     class Counting(fake_sink):
@@ -434,7 +578,7 @@ def test_no_more_decoders_than_asked_for(world, pushed, fake_sink) -> None:
 
     sink = Counting()
     pull(plan([world.cache], [world.top], sink, world.ring), sink, jobs=3, decoders=1)
-    assert most == 1
+    assert most <= allowed
 
 
 def test_an_error_of_the_sink_ends_it_at_once(world, pushed, fake_sink) -> None:
@@ -526,7 +670,7 @@ def test_a_stream_of_nothing_ends(world, pushed, fake_sink, name: str, frame: by
     entry = _narinfo(world, world.lib)
     _write(world, replace(entry, compression=name))
     endless = Endless(frame)
-    world.cache.open = lambda _key, _size=None: endless
+    world.cache.open = lambda _key, _size=None, **_range: endless
     sink = fake_sink()
     with pytest.raises(DamagedError, match="longer than any compression"):
         pull(plan([world.cache], [world.lib], sink, world.ring), sink)

@@ -9,18 +9,36 @@ import pytest
 
 from calve.cache import manifest as manifests
 from calve.cache import roots
+from calve.cache.compression import Codec
 from calve.cache.directory import DirectoryObjects
+from calve.cache.keep import root_name
 from calve.cache.push import push
+from calve.clock import SystemClock
 from calve.errors import CancelledError, DamagedError, NotFoundError, UsageError
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import NarInfo
-from calve.nix.signing import SecretKey
+from calve.nix.signing import Keyring, SecretKey
+from calve.nix.storepath import StorePath
 from calve.progress import Step
 from calve.tasks import Cancel
 
 
+class _Clock(SystemClock):
+    """The time of day as a test wants it."""
+
+    def __init__(self) -> None:
+        self.time = datetime.datetime(2026, 11, 23, tzinfo=datetime.UTC)
+
+    def now(self) -> datetime.datetime:
+        return self.time
+
+
 def _narinfo(world, path) -> NarInfo:
     return NarInfo.parse(world.cache.data[f"{path.digest}.narinfo"])
+
+
+def _things(data: dict[str, bytes]) -> dict[str, bytes]:
+    return {key: value for key, value in data.items() if not key.startswith("roots/")}
 
 
 def _kinds(world) -> list[str]:
@@ -35,7 +53,7 @@ def _kinds(world) -> list[str]:
 
 
 def test_everything_is_there_signed_and_in_order(world) -> None:
-    done = push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
+    done = push(world.store, [world.top], world.cache, world.key)
     assert (done.paths, done.new_paths) == (3, 3)
     assert done.nar_bytes == sum(info.nar_size for info in world.store.infos.values())
     nars = [key for key in world.cache.data if key.startswith("nar/")]
@@ -55,22 +73,21 @@ def test_everything_is_there_signed_and_in_order(world) -> None:
     assert manifest.toplevel == world.top
     assert manifest.paths[0] == _narinfo(world, world.top)
     assert {entry.info.path for entry in manifest.paths} == set(world.store.infos)
-    kept = roots.read_root(world.cache, "web", "live")
+    kept = roots.read_root(world.cache, "push", "top")
     assert kept is not None
     assert kept.manifest == done.manifests[world.top]
-    beside = world.cache.data[manifests.signatures_key(kept.manifest)]
-    world.ring.verify(
-        manifests.signed_bytes(kept.manifest), manifests.parse_signatures(beside, "here")
-    )
+    again, signatures, _ = manifests.read_signed(world.cache, kept.manifest)
+    assert again == manifest
+    world.ring.verify(manifests.signed_bytes(kept.manifest), signatures)
+    assert (kept.checked, kept.gc) == (True, None)
     assert not [key for key in world.cache.data if key.startswith("pending/")]
 
 
 def test_the_order_of_writes(world) -> None:
-    push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
+    push(world.store, [world.top], world.cache, world.key)
     kinds = _kinds(world)
     assert kinds[0] == "pending"
-    assert kinds[-4:] == ["manifests", "manifests", "roots", "-pending"]
-    assert world.cache.calls[2][0] == "get"  # root, pending; then it looks at what exists
+    assert kinds[-3:] == ["manifests", "roots", "-pending"]
     seen: set[str] = set()
     for method, key in world.cache.calls:
         if method != "put":
@@ -85,35 +102,189 @@ def test_the_order_of_writes(world) -> None:
 
 
 def test_requests_of_a_first_push_and_of_one_that_changes_nothing(world) -> None:
-    push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
-    # per path: narinfo asked for, NAR, narinfo; root, pending, cache-info, manifest, signature, root, pending
-    assert len(world.cache.calls) == 3 * 3 + 2 + 2 + 2 + 1 + 1
+    push(world.store, [world.top], world.cache, world.key)
+    # cache-info asked and made, root asked and made, pending made, listed and removed, gc, manifest; NARs, narinfos
+    assert len(world.cache.calls) == 2 + 2 + 3 + 1 + 1 + 2 * 3
     world.cache.calls.clear()
-    again = push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
+    again = push(world.store, [world.top], world.cache, world.key)
     assert (again.paths, again.new_paths, again.compressed_bytes) == (3, 0, 0)
     assert [method for method, _ in world.cache.calls] == ["get", "get"]
 
 
-def test_one_changed_path_is_all_that_is_sent(world) -> None:
-    first = push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
+def test_one_changed_path_takes_six_requests(world) -> None:
+    first = push(world.store, [world.top], world.cache, world.key)
     newer = world.store.add("top-2", b"2", [world.lib, world.tool])
     world.cache.calls.clear()
-    done = push(world.store, [newer], world.cache, world.key, root=("web", "live"))
+    done = push(world.store, [newer], world.cache, world.key)
     assert (done.paths, done.new_paths) == (3, 1)
-    assert world.cache.count("put", "nar/") == 1
-    assert world.cache.count("put", ".narinfo") == 1
-    assert world.cache.count("get", ".narinfo") == 1
-    assert roots.read_root(world.cache, "web", "live").manifest == done.manifests[newer]
+    kinds = [key.partition("/")[0] for _, key in world.cache.calls]
+    assert kinds == [
+        "roots",
+        "manifests",
+        "nar",
+        f"{newer.digest}.narinfo",
+        "manifests",
+        "roots",
+    ]
+    assert roots.read_root(world.cache, "push", "top").manifest == done.manifests[newer]
     assert manifests.key(first.manifests[world.top]) in world.cache.data
 
 
-def test_a_previous_manifest_saves_the_questions(world) -> None:
-    done = push(world.store, [world.lib], world.cache, world.key)
-    previous = manifests.read(world.cache, done.manifests[world.lib])
+def _prefill(world, count: int = 40) -> tuple[object, object]:
+    """Make a closure that is not small: pushed by somebody under one name, and to be pushed under another."""
+    parts = [world.store.add(f"part-{n}", b"%d" % n) for n in range(count)]
+    return (
+        world.store.add("old", b"old", parts),
+        world.store.add("new", b"new", parts),
+    )
+
+
+def test_a_large_push_looks_at_a_few_paths_and_then_knows_that_all_are_new(world) -> None:
+    push(world.store, [world.lib], world.cache, world.key)
+    old, _ = _prefill(world)
     world.cache.calls.clear()
-    push(world.store, [world.top], world.cache, world.key, previous=previous)
-    assert world.cache.count("get", f"{world.lib.digest}.narinfo") == 0
-    assert world.cache.count("get", ".narinfo") == 2
+    push(world.store, [old], world.cache, world.key)
+    assert world.cache.count("get", ".narinfo") == 3
+    assert world.cache.count("head") == 0
+    assert world.cache.count("put", "nar/") == 41
+
+
+def test_a_large_push_of_what_another_pushed_asks_for_each_and_sends_nothing_twice(world) -> None:
+    old, new = _prefill(world)
+    push(world.store, [old], world.cache, world.key)
+    world.cache.calls.clear()
+    done = push(world.store, [new], world.cache, world.key)
+    assert (done.paths, done.new_paths) == (41, 1)
+    assert world.cache.count("put", "nar/") == 1
+    assert world.cache.count("put", ".narinfo") == 1
+
+
+def test_what_is_there_after_all_is_met_by_a_pending_record(world) -> None:
+    push(world.store, [world.top], world.cache, world.key)
+    other = world.store.add("other", b"o" * 70_000)
+    newer = world.store.add("top-2", b"2", [world.lib, world.tool, other])
+    push(world.store, [other], world.cache, world.key)
+    world.cache.calls.clear()
+    done = push(world.store, [newer], world.cache, world.key)
+    assert done.new_paths == 1
+    names = [key for method, key in world.cache.calls if method == "put"]
+    nars = [at for at, key in enumerate(names) if key.startswith("nar/")]
+    pending = next(at for at, key in enumerate(names) if key.startswith("pending/"))
+    assert nars[0] < pending  # it was not believed to be there
+    assert not [key for key in world.cache.data if key.startswith("pending/")]
+    assert manifests.read(world.cache, done.manifests[newer]).check() is None
+
+
+def test_check_puts_back_what_is_gone_and_what_was_cut(world) -> None:
+    push(world.store, [world.top], world.cache, world.key)
+    whole = world.cache.data.copy()
+    lib, tool = _narinfo(world, world.lib), _narinfo(world, world.tool)
+    del world.cache.data[lib.url]
+    world.cache.data[tool.url] = world.cache.data[tool.url][:-1]
+    del world.cache.data[f"{world.top.digest}.narinfo"]
+    assert push(world.store, [world.top], world.cache, world.key).new_paths == 0
+    done = push(world.store, [world.top], world.cache, world.key, check=True)
+    assert done.new_paths == 3
+    assert _things(world.cache.data) == _things(whole)
+
+
+def test_the_push_after_a_collection_looks_again(world) -> None:
+    push(world.store, [world.top], world.cache, world.key)
+    root = roots.read_root(world.cache, "push", "top")
+    roots.write_root(world.cache, replace(root, checked=False, gc="gc-1"))
+    del world.cache.data[_narinfo(world, world.lib).url]
+    assert push(world.store, [world.top], world.cache, world.key).new_paths == 1
+    assert _narinfo(world, world.lib).url in world.cache.data
+    kept = roots.read_root(world.cache, "push", "top")
+    assert (kept.checked, kept.gc) == (True, None)  # no collection is under way any more
+    world.cache.calls.clear()
+    push(world.store, [world.top], world.cache, world.key)
+    assert len(world.cache.calls) == 2
+
+
+def test_check_signs_a_manifest_again_that_lost_its_signatures(world) -> None:
+    digest = push(world.store, [world.top], world.cache, world.key).manifests[world.top]
+    name = manifests.key(digest)
+    good = world.cache.data[name]
+    body, _ = manifests.unpack(good, digest, "here")
+    world.cache.data[name] = manifests.pack(body)
+    push(world.store, [world.top], world.cache, world.key, check=True)
+    assert world.cache.data[name] == good
+
+
+def test_a_damaged_root_is_replaced(world) -> None:
+    done = push(world.store, [world.top], world.cache, world.key)
+    world.cache.data["roots/push/top.json"] = b"{"
+    again = push(world.store, [world.top], world.cache, world.key)
+    assert (again.manifests, again.new_paths) == (done.manifests, 0)
+    assert roots.read_root(world.cache, "push", "top").manifest == done.manifests[world.top]
+    world.cache.data["roots/push/top.json"] = b'{"version":2}'
+    with pytest.raises(UsageError, match="version 2"):
+        push(world.store, [world.top], world.cache, world.key)
+
+
+def test_what_another_cache_has_is_left_to_it(world) -> None:
+    theirs = SecretKey.generate("cache.nixos.org-1")
+    world.store.infos[world.lib] = world.store.infos[world.lib].signed(theirs)
+    skip = Keyring((theirs.public,))
+    done = push(world.store, [world.top], world.cache, world.key, skip=skip)
+    assert (done.paths, done.new_paths, done.skipped_paths) == (3, 2, 1)
+    manifest = manifests.read(world.cache, done.manifests[world.top])
+    entry = next(entry for entry in manifest.paths if entry.info.path == world.lib)
+    assert entry.url == ""
+    assert f"{world.lib.digest}.narinfo" not in world.cache.data
+    world.cache.calls.clear()
+    again = push(world.store, [world.top], world.cache, world.key, skip=skip)
+    assert (again.manifests, len(world.cache.calls)) == (done.manifests, 2)
+    # Whoever does not skip it sends it.
+    assert push(world.store, [world.top], world.cache, world.key).new_paths == 1
+
+
+def test_a_push_that_lasts_writes_its_pending_record(world) -> None:
+    push(world.store, [world.top], world.cache, world.key)
+    newer = world.store.add("top-2", b"2", [world.lib, world.tool])
+    clock = _Clock()
+
+    def before(method: str, key: str) -> None:
+        if method == "put" and key.startswith("nar/"):
+            clock.time += datetime.timedelta(minutes=6)
+
+    world.cache.before = before
+    world.cache.calls.clear()
+    push(world.store, [newer], world.cache, world.key, clock=clock)
+    assert _kinds(world) == ["nar", "pending", "narinfo", "manifests", "roots", "-pending"]
+
+
+def test_a_push_that_slept_looks_again(world) -> None:
+    push(world.store, [world.top], world.cache, world.key)
+    newer = world.store.add("top-2", b"2", [world.lib, world.tool])
+    clock = _Clock()
+
+    def before(method: str, key: str) -> None:
+        if method == "put" and key.startswith("manifests/"):
+            clock.time += datetime.timedelta(days=2)
+            world.cache.before = lambda _method, _key: None
+            world.cache.data = {  # everything but the roots was collected
+                key: data for key, data in world.cache.data.items() if key.startswith("roots/")
+            }
+
+    world.cache.before = before
+    done = push(world.store, [newer], world.cache, world.key, clock=clock)
+    assert done.new_paths == 3
+    for path in (world.lib, world.tool, newer):
+        assert _narinfo(world, path).url in world.cache.data
+    assert manifests.key(done.manifests[newer]) in world.cache.data
+
+
+def test_root_names_are_those_of_paths_without_versions() -> None:
+    def name(text: str) -> str:
+        return root_name(StorePath("0" * 32, text))
+
+    assert name("nixos-system-web-25.11.20261123.abcdef") == "nixos-system-web"
+    assert name("hello-2.12") == "hello"
+    assert name("gtk+3-24") == "gtk_3"
+    assert name("-7") == "_7"
+    assert len(name("x" * 200)) == 100
 
 
 def test_a_dry_run_writes_nothing(world) -> None:
@@ -127,7 +298,7 @@ def test_a_dry_run_writes_nothing(world) -> None:
 def test_a_path_that_changed_on_disk_is_not_published(world) -> None:
     (world.store.real(world.tool) / "file").write_bytes(b"evil" * 50_000)
     with pytest.raises(DamagedError, match="changed on disk") as caught:
-        push(world.store, [world.top], world.cache, world.key, root=("web", "live"))
+        push(world.store, [world.top], world.cache, world.key)
     assert caught.value.place == str(world.tool)
     for path in (world.tool, world.top):
         assert f"{path.digest}.narinfo" not in world.cache.data
@@ -153,7 +324,7 @@ def test_a_nar_that_is_there_already_is_used(world) -> None:
     entry = _narinfo(world, world.lib)
     del world.cache.data[f"{world.lib.digest}.narinfo"]
     world.cache.data[entry.url] += b"another level"
-    done = push(world.store, [world.top], world.cache, world.key)
+    done = push(world.store, [world.top], world.cache, world.key, check=True)
     assert (done.new_paths, done.compressed_bytes) == (1, 0)
     again = _narinfo(world, world.lib)
     assert again.file_hash is None
@@ -165,7 +336,7 @@ def test_a_large_nar_that_is_there_is_not_compressed_again(world) -> None:
     push(world.store, [big], world.cache, world.key)
     del world.cache.data[f"{big.digest}.narinfo"]
     world.cache.calls.clear()
-    push(world.store, [big], world.cache, world.key)
+    push(world.store, [big], world.cache, world.key, check=True)
     assert world.cache.count("put", "nar/") == 0
     assert f"{big.digest}.narinfo" in world.cache.data
 
@@ -197,7 +368,7 @@ def test_a_damaged_narinfo_is_replaced(world) -> None:
     push(world.store, [world.top], world.cache, world.key)
     good = world.cache.data[f"{world.lib.digest}.narinfo"]
     world.cache.data[f"{world.lib.digest}.narinfo"] = good[:50]
-    push(world.store, [world.top], world.cache, world.key)
+    push(world.store, [world.top], world.cache, world.key, check=True)
     assert _narinfo(world, world.lib).info == NarInfo.parse(good).info
 
 
@@ -208,7 +379,7 @@ def test_two_pushers_at_once_lose_nothing(world, tmp_path) -> None:
 
     def run(key: SecretKey, level: int) -> None:
         try:
-            push(world.store, [world.top], cache, key, level=level)
+            push(world.store, [world.top], cache, key, codec=Codec(level=level))
         except Exception as error:  # noqa: BLE001
             errors.append(error)
 
@@ -253,8 +424,7 @@ def test_a_cache_of_another_store_is_refused(world) -> None:
 def test_arguments_that_make_no_sense(world) -> None:
     for call in (
         lambda: push(world.store, [], world.cache, world.key),
-        lambda: push(world.store, [world.top, world.lib], world.cache, world.key, root=("a", "b")),
-        lambda: push(world.store, [world.top], world.cache, world.key, level=22),
+        lambda: push(world.store, [world.top], world.cache, world.key, codec=Codec(level=22)),
     ):
         with pytest.raises(UsageError):
             call()
@@ -277,7 +447,7 @@ def test_an_interrupted_push_leaves_nothing_that_is_referred_to_and_is_not_done_
         push(world.store, [world.top], world.cache, world.key, jobs=1, cancel=cancel)
     assert not [key for key in world.cache.data if key.startswith("manifests/")]
     pending = [key for key in world.cache.data if key.startswith("pending/")]
-    assert len(json.loads(world.cache.data[pending[0]])["paths"]) == 3
+    assert len(json.loads(world.cache.data[pending[0]])["paths"]) == 6
     for key in list(world.cache.data):
         if key.endswith(".narinfo"):
             entry = NarInfo.parse(world.cache.data[key])
@@ -307,5 +477,5 @@ def test_pending_names_the_time_it_expires(world) -> None:
 
     world.cache.before = before
     push(world.store, [world.top], world.cache, world.key)
-    assert seen[0].expires - seen[0].created == datetime.timedelta(hours=6)
-    assert set(seen[0].paths) == {path.digest for path in world.store.infos}
+    assert seen[0].expires - seen[0].created == datetime.timedelta(hours=1)
+    assert {path.digest for path in world.store.infos} < set(seen[0].paths)

@@ -17,7 +17,9 @@ from calve.fleet.config import (
     File,
     Fleet,
     Health,
+    Parameter,
     Rollout,
+    Secret,
     load,
     parse,
 )
@@ -90,6 +92,19 @@ def test_where_a_key_may_be():
     )
 
 
+def test_a_key_in_aws_is_where_its_arn_says_or_where_the_bucket_is():
+    def key(value, url="s3://acme?region=eu-west-1&profile=ops", table="key"):
+        cache = read(f'[cache]\nurl = "{url}"\n{table} = {{ {value} }}\n').cache
+        return cache.key or cache.root_key
+
+    arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:acme/key-AbCdEf"
+    assert key('ssm = "/acme/key"') == Parameter("/acme/key", "eu-west-1", "ops")
+    assert key('ssm = "/acme/key"', url="/c") == Parameter("/acme/key", None, None)
+    assert key(f'secretsmanager = "{arn}"') == Secret(arn, "eu-central-1", "ops")
+    assert key('secretsmanager = "acme"', table="root-key") == Secret("acme", "eu-west-1", "ops")
+    assert key('file = "/k"', table="root-key") == File(Path("/k"))
+
+
 @pytest.mark.parametrize("word", ["initrd", "image", "ssh", "user-data-build", "user-data-pull"])
 def test_the_five_deliveries(word):
     assert read(f'{FLEET}delivery = "{word}"').fleets["web"].delivery == word
@@ -124,18 +139,33 @@ def test_the_five_deliveries(word):
             "a public key is one line, NAME:BASE64, as nix-store --generate-binary-cache-key writes it",
         ),
         (
-            CACHE + 'key = { ssm = "/acme/key" }',
-            "calve.toml:3: cache.key.ssm: is not supported yet",
-            "use file, env or command",
+            CACHE + 'key = { ssm = "arn:aws:ssm:eu-central-1:123:parameter/k" }',
+            "calve.toml:3: cache.key.ssm: is an ARN, but not one of ssm",
+            None,
+        ),
+        (
+            CACHE + 'key = { secretsmanager = "arn:aws:ssm:eu-west-1:123456789012:parameter/k" }',
+            "calve.toml:3: cache.key.secretsmanager: is an ARN, but not one of secretsmanager",
+            None,
+        ),
+        (
+            CACHE + 'root-key = { ssm = "" }',
+            "calve.toml:3: cache.root-key.ssm: is empty, or has a NUL",
+            None,
+        ),
+        (
+            CACHE + 'root-key = { fil = "" }',
+            "calve.toml:3: cache.root-key.fil: is not known",
+            "did you mean file?",
         ),
         (
             CACHE + 'key = { file = "a", env = "b" }',
-            "calve.toml:3: cache.key: must have exactly one of file, env and command",
+            "calve.toml:3: cache.key: must have exactly one of file, env, command, ssm and secretsmanager",
             None,
         ),
         (
             CACHE + "key = {}",
-            "calve.toml:3: cache.key: must have exactly one of file, env and command",
+            "calve.toml:3: cache.key: must have exactly one of file, env, command, ssm and secretsmanager",
             None,
         ),
         (

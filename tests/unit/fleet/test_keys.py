@@ -142,3 +142,41 @@ def test_a_name_beyond_ascii(tmp_path):
     key = SecretKey.generate("schlüssel-1")
     keys.write_file(key, tmp_path / "k.sec")
     assert keys.read_file(tmp_path / "k.sec") == key
+
+
+# Public keys
+
+
+def test_a_public_key_as_people_give_it(file, tmp_path):
+    text = KEY.public.dump()
+    place = tmp_path / "key.pub"
+    place.write_text(f"{text}\n")
+    place.chmod(0o644)
+    for given in (text, str(place), str(file)):
+        assert keys.public(given) == KEY.public
+    file.chmod(0o644)
+    with pytest.raises(UsageError, match="others may use this signing key"):
+        keys.public(str(file))
+
+
+def test_a_public_key_through_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    writer = threading.Thread(target=pipe.write_text, args=(KEY.dump(),))
+    writer.start()
+    try:
+        assert keys.public(str(pipe)) == KEY.public
+    finally:
+        writer.join()
+
+
+def test_what_is_no_public_key_is_not_shown(tmp_path):
+    secret = KEY.dump()
+    for text in (secret, secret[:-4], f"{secret}\0", "a:b", str(tmp_path)):
+        with pytest.raises(UsageError, match="not a public key") as caught:
+            keys.public(text)
+        chain = f"{caught.value!r}{caught.value}{caught.value.__cause__!r}"
+        assert secret[7:40] not in chain
+    with pytest.raises(NotFoundError) as missing:
+        keys.public(str(tmp_path / "none"))
+    assert missing.value.place is None

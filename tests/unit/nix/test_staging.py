@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from calve.errors import CalveError, DamagedError
+from calve.errors import (
+    CalveError,
+    CancelledError,
+    ConflictError,
+    DamagedError,
+    SpaceError,
+    TransientError,
+)
+from calve.nix import leftover as left_module
+from calve.nix import nar
 from calve.nix import staging as module
 from calve.nix import tree as removal
 from calve.nix.hashes import Hash
@@ -154,7 +166,7 @@ def test_interrupted_staging_is_removed(store: Path) -> None:
     with Staging(store) as staging:
         with pytest.raises(KeyboardInterrupt):
             staging.stage(info("a"), broken())
-        assert list((store / staging.name).iterdir()) == [store / staging.name / "lock"]
+        assert {one.name for one in (store / staging.name).iterdir()} == {"boot", "lock"}
 
 
 def test_discard_of_what_was_not_staged(store: Path) -> None:
@@ -219,7 +231,7 @@ def test_clean_skips_a_file_and_what_another_user_keeps(store: Path) -> None:
 
 def test_a_clean_between_making_and_locking(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's `clean` takes our directory for a dead run's before we lock it: another is made."""
-    lock = module._lock
+    lock = module.lock
     calls = 0
 
     def interrupted(directory_fd: int) -> int | None:
@@ -230,7 +242,7 @@ def test_a_clean_between_making_and_locking(store: Path, monkeypatch: pytest.Mon
                 shutil.rmtree(path)
         return lock(directory_fd)
 
-    monkeypatch.setattr(module, "_lock", interrupted)
+    monkeypatch.setattr(module, "lock", interrupted)
     with Staging(store) as staging:
         assert calls == 2
         staging.stage(info("a"), tree())
@@ -259,7 +271,7 @@ def test_a_clean_just_before_the_lock_is_taken(
 
 
 def test_a_clean_that_holds_the_lock(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = module._lock
+    lock = module.lock
     held: list[int] = []
 
     def slower(directory_fd: int) -> int | None:
@@ -269,11 +281,237 @@ def test_a_clean_that_holds_the_lock(store: Path, monkeypatch: pytest.MonkeyPatc
             fcntl.flock(held[0], fcntl.LOCK_EX)
         return lock(directory_fd)
 
-    monkeypatch.setattr(module, "_lock", slower)
+    monkeypatch.setattr(module, "lock", slower)
     with Staging(store) as staging:
         assert len(hidden(store)) == 2
         assert staging.clean() == 0
     os.close(held[0])
+
+
+# What interrupted runs left
+
+
+def promised(name: str) -> PathInfo:
+    """Return the facts of a path whose tree is `tree(name)`."""
+    digest = hashlib.sha256()
+    size = nar.emit(tree(name.encode()), digest.update)
+    return PathInfo(
+        text_path(name, Hash.sha256(name.encode())), Hash("sha256", digest.digest()), size
+    )
+
+
+def interrupted(store: Path, *infos: PathInfo, partly: PathInfo | None = None) -> Path:
+    """Do what a run does that is killed: nothing is closed but its descriptors."""
+    staging = Staging(store)
+    for one in infos:
+        staging.stage(one, tree(one.path.name.encode()))
+    if partly is not None:
+        (store / staging.name / partly.path.basename).mkdir()
+    for fd in (staging._lock_fd, staging._fd, staging._store_fd):
+        os.close(fd)
+    return store / staging.name
+
+
+@pytest.fixture(params=["root", "user"])
+def anyones(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue("store" if request.param == "root" else "users_store")
+
+
+@pytest.fixture
+def boots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file that names the boot."""
+    file = tmp_path / "boot_id"
+    file.write_text("first\n")
+    monkeypatch.setattr(left_module, "_BOOT_ID", file)
+    return file
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was hashed again."""
+    names: list[str] = []
+    whole = module.whole
+
+    def noted(fd: int, place: Path, one: PathInfo) -> bool:
+        names.append(one.path.name)
+        return whole(fd, place, one)
+
+    monkeypatch.setattr(module, "whole", noted)
+    return names
+
+
+def test_what_was_verified_is_adopted(anyones: Path, hashed: list[str]) -> None:
+    a, b, c, d = map(promised, "abcd")
+    dead = interrupted(anyones, a, b, partly=c)
+    with Staging(anyones) as staging:
+        assert staging.adopt([a, c, d]) == {a.path}
+        assert not dead.exists()
+        assert not staging.staged(c.path)
+        staging.publish(a.path)
+        check_published(anyones / a.path.basename, b"a")
+    assert hashed == []
+    assert list(anyones.iterdir()) == [anyones / a.path.basename]
+
+
+def test_of_several_runs_that_live_and_are_dead(store: Path) -> None:
+    a, b, c = map(promised, "abc")
+    interrupted(store, a)
+    interrupted(store, a, b)
+    with Staging(store) as living, Staging(store) as mine:
+        living.stage(c, tree(b"c"))
+        assert mine.adopt([a, b, c]) == {a.path, b.path}
+        assert living.staged(c.path)
+        assert len(hidden(store)) == 2
+
+
+def test_a_path_of_another_hash_is_not_adopted(store: Path) -> None:
+    a = promised("a")
+    interrupted(store, replace(a, nar_hash=Hash.sha256(b"another build")))
+    with Staging(store) as staging:
+        assert staging.adopt([a]) == set()
+        assert hidden(store) == [store / staging.name]
+
+
+@pytest.mark.parametrize("damage", ["none", "empty file", "mode", "time", "more", "less"])
+def test_what_another_boot_left_is_hashed(
+    store: Path, boots: Path, hashed: list[str], damage: str
+) -> None:
+    """A power cut leaves files of 0 bytes under good names."""
+    a, b = promised("a"), promised("b")
+    dead = interrupted(store, a, b)
+    boots.write_text("second\n")
+    (place,) = (one for one in dead.iterdir() if a.path.digest in one.name)
+    if damage == "empty file":
+        (place / "d/f").chmod(0o644)
+        (place / "d/f").write_bytes(b"")
+        (place / "d/f").chmod(0o444)
+        os.utime(place / "d/f", ns=(10**9, 10**9))
+    elif damage == "mode":
+        (place / "d/f").chmod(0o644)
+    elif damage == "time":
+        os.utime(place / "d", (2, 2))
+    elif damage == "more":
+        (place / "d").chmod(0o755)
+        (place / "d/g").touch()
+    elif damage == "less":
+        shutil.rmtree(place / "d")
+    with Staging(store) as staging:
+        found = staging.adopt([a, b])
+        assert found == ({a.path, b.path} if damage == "none" else {b.path})
+        assert hashed == ["a", "b"]
+        assert staging.staged(a.path) == (damage == "none")
+        staging.discard(a.path)
+        staging.stage(a, tree(b"a"))
+
+
+@pytest.mark.parametrize("boot", [b"", None])
+def test_where_the_boot_is_not_known_all_is_hashed(
+    store: Path, boots: Path, hashed: list[str], boot: bytes | None
+) -> None:
+    if boot is None:
+        boots.unlink()
+    a = promised("a")
+    dead = interrupted(store, a)
+    if boot is not None:
+        (dead / "boot").write_bytes(boot)
+    with Staging(store) as staging:
+        assert staging.adopt([a]) == {a.path}
+    assert hashed == ["a"]
+
+
+def test_what_others_could_write_to_is_not_adopted(store: Path) -> None:
+    a = promised("a")
+    interrupted(store, a).chmod(0o777)
+    with Staging(store) as staging:
+        assert staging.adopt([a]) == set()
+        assert hidden(store) == [store / staging.name]
+
+
+def test_a_run_that_is_interrupted_while_it_adopts_loses_nothing(store: Path) -> None:
+    infos = [promised(name) for name in "abc"]
+    interrupted(store, *infos)
+
+    def cut() -> Iterator[PathInfo]:
+        yield infos[0]
+        raise KeyboardInterrupt
+
+    staging = Staging(store)
+    with pytest.raises(KeyboardInterrupt):
+        staging.adopt(cut())
+    staging.close(keep=True)
+    with Staging(store) as another:
+        assert another.adopt(infos) == {one.path for one in infos}
+
+
+@pytest.mark.parametrize("error", [CancelledError(), TransientError("reset"), KeyboardInterrupt()])
+def test_what_passes_leaves_what_is_verified_and_nothing_else(
+    store: Path, error: BaseException
+) -> None:
+    a, b = promised("a"), promised("b")
+    with pytest.raises(type(error)), Staging(store) as staging:
+        staging.stage(a, tree(b"a"))
+        (store / staging.name / b.path.basename).mkdir()
+        raise error
+    (left,) = hidden(store)
+    assert len(list(left.iterdir())) == 3
+    with Staging(store) as staging:
+        assert staging.adopt([a, b]) == {a.path}
+
+
+@pytest.mark.parametrize("error", [SpaceError("full"), DamagedError("bad"), CancelledError(), None])
+def test_what_does_not_pass_or_nothing_to_keep_leaves_nothing(
+    store: Path, error: BaseException | None
+) -> None:
+    with contextlib.suppress(CalveError), Staging(store) as staging:
+        if not isinstance(error, CancelledError):
+            staging.stage(promised("a"), tree(b"a"))
+        if error is not None:
+            raise error
+    assert list(store.iterdir()) == []
+
+
+def test_what_was_published_and_not_registered_is_recognised(
+    store: Path, hashed: list[str]
+) -> None:
+    a, b, c = map(promised, "abc")
+    with Staging(store) as staging:
+        for one, content in ((a, b"a"), (b, b"x")):
+            staging.stage(one, tree(content))
+            staging.publish(one.path)
+    with Staging(store) as staging:
+        assert staging.adopt([a, b, c]) == {a.path}
+        assert hashed == ["a", "b"]
+        assert (store / a.path.basename).exists()
+        staging.publish(a.path)
+        assert not staging.staged(a.path)
+    check_published(store / a.path.basename, b"a")
+    assert (store / b.path.basename).exists()
+
+
+def test_what_was_recognised_is_left_alone_or_staged_anew(store: Path) -> None:
+    a = promised("a")
+    with Staging(store) as staging:
+        staging.stage(a, tree(b"a"))
+        staging.publish(a.path)
+    with Staging(store) as staging:
+        assert staging.adopt([a]) == {a.path}
+        staging.discard(a.path)
+        assert not staging.staged(a.path)
+    check_published(store / a.path.basename, b"a")
+
+
+def test_what_was_recognised_and_replaced_since_is_a_conflict(store: Path) -> None:
+    a = promised("a")
+    for _ in range(2):
+        with Staging(store) as staging:
+            staging.stage(a, tree(b"a"))
+            staging.publish(a.path)
+    with Staging(store) as staging, Staging(store) as other:
+        assert staging.adopt([a]) == {a.path}
+        other.stage(a, tree(b"x"))
+        other.publish(a.path)
+        with pytest.raises(ConflictError):
+            staging.publish(a.path)
 
 
 def test_no_store(tmp_path: Path) -> None:

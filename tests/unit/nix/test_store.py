@@ -204,6 +204,33 @@ def test_clean(tmp_path: Path) -> None:
         assert store.clean() == 1
 
 
+def test_what_a_killed_pull_staged_or_published_is_adopted(tmp_path: Path) -> None:
+    """Killed while it commits: B is in its place, A not yet, and nothing is registered."""
+    with LocalStore(tmp_path, create=True) as store:
+        store.stage(A, iter(A_EVENTS))
+        store.stage(B, iter(B_EVENTS))
+        store._writable().publish(B.path)
+        store.close(keep=True)
+    with LocalStore(tmp_path) as store:
+        assert store.missing([A.path, B.path]) == [A.path, B.path]
+        assert store.adopt([A, B]) == {A.path, B.path}
+        store.commit([A, B])
+        assert store.closure([B.path]) == [A, B]
+    assert not [path for path in store.store_dir.iterdir() if path.name.startswith(".calve")]
+
+
+def test_what_another_run_has_registered_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+    with LocalStore(tmp_path, create=True) as store:
+        assert store.missing([A.path]) == [A.path]
+        with LocalStore(tmp_path) as other:
+            pulled(other)
+        assert store.adopt([A, B]) == {A.path, B.path}
+        store.commit([A, B])
+        assert store.closure([B.path]) == [A, B]
+        assert store.real(A.path).exists()
+        store.flush()
+
+
 def test_a_file_that_calls_itself_a_derivation(tmp_path: Path) -> None:
     for number, content in enumerate((b"", b"Derive(", b"Derive([(\xff\xff)])", b"\0" * 100)):
         events: list[Event] = [File(b"", len(content), executable=False)]

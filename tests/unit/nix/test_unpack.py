@@ -10,7 +10,7 @@ import pytest
 
 from calve.errors import CalveError, DamagedError, SpaceError
 from calve.nix.nar import Directory, End, Event, File, Symlink
-from calve.nix.unpack import Unpacked, unpack
+from calve.nix.unpack import Unpacked, canonical, unpack
 
 
 @pytest.fixture
@@ -25,9 +25,10 @@ def open_fds() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
-def test_tree_with_canonical_metadata(parent: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o011])
+def test_tree_with_canonical_metadata(parent: int, tmp_path: Path, umask: int) -> None:
     before = len(open_fds())
-    mask = os.umask(0o077)
+    mask = os.umask(umask)
     try:
         result = unpack(
             [
@@ -38,6 +39,8 @@ def test_tree_with_canonical_metadata(parent: int, tmp_path: Path) -> None:
                 b"/x",
                 End(),
                 File(b"data\xff", 0, executable=False),
+                File(b"data\xffb", 1, executable=False),
+                b"x",
                 Symlink(b"link", b"/nowhere"),
                 End(),
             ],
@@ -46,7 +49,8 @@ def test_tree_with_canonical_metadata(parent: int, tmp_path: Path) -> None:
         )
     finally:
         os.umask(mask)
-    assert result == Unpacked(files=2, bytes=4)
+    assert result == Unpacked(files=3, bytes=5)
+    assert canonical(parent, "name")
     assert len(open_fds()) == before
     top = tmp_path / "store/name"
     assert (top / "bin/run").read_bytes() == b"#!/x"
@@ -56,7 +60,13 @@ def test_tree_with_canonical_metadata(parent: int, tmp_path: Path) -> None:
         for path in [top, *top.rglob("*")]
         if not path.is_symlink()
     }
-    assert modes == {b".": 0o555, b"bin": 0o555, b"bin/run": 0o555, b"data\xff": 0o444}
+    assert modes == {
+        b".": 0o555,
+        b"bin": 0o555,
+        b"bin/run": 0o555,
+        b"data\xff": 0o444,
+        b"data\xffb": 0o444,
+    }
     assert {path.lstat().st_mtime_ns for path in [top, *top.rglob("*")]} == {1_000_000_000}
 
 

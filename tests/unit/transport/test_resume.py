@@ -33,14 +33,15 @@ class Breaking:
         if request.headers.get("if-match", self.etag) != self.etag:
             wire.answer(status="412 Precondition Failed")
             return
-        found = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         start = int(found[1]) if found else 0
         total = len(self.body)
-        head = f"HTTP/1.1 206 x\r\nContent-Range: bytes {start}-{total - 1}/{total}\r\n"
+        stop = min(int(found[2]) + 1, total) if found and found[2] else total
+        head = f"HTTP/1.1 206 x\r\nContent-Range: bytes {start}-{stop - 1}/{total}\r\n"
         if not found:
             head = "HTTP/1.1 200 OK\r\n"
         tag = f"ETag: {self.etag}\r\n" if self.etag else ""
-        rest = self.body[start:]
+        rest = self.body[start:stop]
         wire.send(f"{head}{tag}Content-Length: {len(rest)}\r\n\r\n".encode() + rest[: self.step])
         if len(rest) > self.step:
             if self.how == "reset":
@@ -270,3 +271,112 @@ def test_closed_early(serve, reader):
     with reader(server) as source:
         source.read(10)
     assert source.read() == b""
+
+
+# Ranges
+
+
+def test_a_range(serve, reader):
+    server = serve(Breaking(step=1 << 20))
+    with reader(server, offset_bytes=1000, end_bytes=90_000) as source:
+        assert drain(source, 777) == BODY[1000:90_000]
+        assert (source.offset_bytes, source.size_bytes) == (90_000, len(BODY))
+    assert [request.headers["range"] for request in server.requests] == ["bytes=1000-89999"]
+
+
+@pytest.mark.parametrize("etag", ['"1"', ""])
+def test_a_range_that_breaks_goes_on_within_itself(serve, reader, etag):
+    server = serve(Breaking(etag=etag))
+    with reader(server, end_bytes=75_000) as source:
+        assert drain(source) == BODY[:75_000]
+    assert [request.headers["range"] for request in server.requests] == [
+        "bytes=0-74999",
+        "bytes=30000-74999",
+        "bytes=60000-74999",
+    ]
+
+
+def test_a_range_that_breaks_at_its_very_end(serve, reader):
+    server = serve(Breaking(step=30_000))
+    with reader(server, offset_bytes=5, end_bytes=30_005) as source:
+        assert drain(source) == BODY[5:30_005]
+    assert len(server.requests) == 1
+
+
+def test_an_empty_range_is_not_asked_for(serve, reader):
+    server = serve(Breaking())
+    for at in (0, 100):
+        with reader(server, offset_bytes=at, end_bytes=at) as source:
+            assert source.read() == b""
+    assert not server.requests
+
+
+def test_the_whole_as_a_range(serve, reader):
+    """A server that knows no ranges gives what was asked for all the same."""
+    server = serve(lambda wire, _: wire.answer(BODY))
+    with reader(server, end_bytes=len(BODY)) as source:
+        assert drain(source) == BODY
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 100), (0, len(BODY) + 1), (5, 100), (5, len(BODY))])
+def test_the_whole_instead_of_a_range(serve, reader, start, end):
+    server = serve(lambda wire, _: wire.answer(BODY))
+    with (
+        reader(server, offset_bytes=start, end_bytes=end) as source,
+        pytest.raises(DamagedError, match="answered 200 to a range"),
+    ):
+        source.read()
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [
+        "bytes 10-98/1000",  # less
+        "bytes 10-100/1000",  # more
+        "bytes 11-99/1000",
+        "bytes 10-99/99",  # beyond the end
+        "bytes 10-49/50",  # what there is of it
+        "bytes 10-98/*",
+        "bytes */1000",
+    ],
+)
+def test_another_range_than_was_asked(serve, reader, content_range):
+    server = serve(
+        lambda wire, _: wire.answer(b"x" * 90, status="206 x", Content_Range=content_range)
+    )
+    with reader(server, offset_bytes=10, end_bytes=100) as source, pytest.raises(DamagedError):
+        drain(source)
+    assert len(server.requests) == 1
+
+
+def test_more_bytes_than_the_range_has(serve, reader):
+    server = serve(
+        lambda wire, _: wire.answer(b"x" * 91, status="206 x", Content_Range="bytes 10-99/1000")
+    )
+    with (
+        reader(server, offset_bytes=10, end_bytes=100) as source,
+        pytest.raises(DamagedError, match="more than was asked"),
+    ):
+        drain(source, 50)
+
+
+def test_fewer_bytes_than_the_range_has_are_read_on(serve, reader):
+    def handler(wire, request):
+        start = int(re.match(r"bytes=(\d+)", request.headers["range"])[1])
+        body = b"x" * min(40, 100 - start)
+        wire.answer(body, status="206 x", Content_Range=f"bytes {start}-99/1000")
+
+    server = serve(handler)
+    with reader(server, offset_bytes=10, end_bytes=100) as source:
+        assert drain(source) == b"x" * 90
+    assert len(server.requests) == 3
+
+
+def test_the_total_size_may_not_change_between_parts(serve, reader):
+    first, second = Breaking(etag=""), Breaking(BODY + b"!", etag="")
+    server = serve(lambda wire, request: (first if request.number == 1 else second)(wire, request))
+    with (
+        reader(server, end_bytes=60_000) as source,
+        pytest.raises(DamagedError, match="not 131072"),
+    ):
+        drain(source)

@@ -4,10 +4,10 @@ import pytest
 
 from calve.errors import (
     AccessError,
-    CalveError,
     ConflictError,
     DamagedError,
     NotFoundError,
+    RefusedError,
     TransientError,
     UsageError,
 )
@@ -77,7 +77,7 @@ def test_request_id_and_region_of_headers():
         (200, "InternalError", TransientError),
         (409, "ConditionalRequestConflict", TransientError),
         (409, "OperationAborted", TransientError),
-        (501, "NotImplemented", CalveError),
+        (501, "NotImplemented", RefusedError),
         (403, "AccessDenied", AccessError),
         (403, "", AccessError),
         (401, "", AccessError),
@@ -94,9 +94,9 @@ def test_request_id_and_region_of_headers():
         (416, "InvalidRange", DamagedError),
         (301, "PermanentRedirect", UsageError),
         (400, "AuthorizationHeaderMalformed", UsageError),
-        (302, "", CalveError),
-        (400, "InvalidRequest", CalveError),
-        (405, "", CalveError),
+        (302, "", RefusedError),
+        (400, "InvalidRequest", RefusedError),
+        (405, "", RefusedError),
     ],
 )
 def test_categories(status, code, kind):
