@@ -156,7 +156,7 @@ def _add_top(store: LocalStore, name: str, references: Iterable[StorePath]) -> S
         return add_tree(store, tree, name, paths)
 
 
-def _describe(store: LocalStore, top: StorePath) -> Closure:
+def describe(store: LocalStore, top: StorePath) -> Closure:
     infos = store.closure([top])
     sizes = [info.nar_size for info in infos]
     return Closure(str(store.root), str(top), len(infos), sum(sizes), max(sizes))
@@ -165,7 +165,7 @@ def _describe(store: LocalStore, top: StorePath) -> Closure:
 # Closures, each made once
 
 
-def _once(name: str, make: Callable[[Path], Mapping[str, Closure]]) -> dict[str, Closure]:
+def once(name: str, make: Callable[[Path], Mapping[str, Closure]]) -> dict[str, Closure]:
     directory = HOME.absolute() / name
     record = directory / "closure.json"
     if not record.exists():
@@ -188,14 +188,14 @@ def realistic() -> dict[str, Closure]:
             paths = _add_components(Importer(store), Packages(HOME / "packages"), names)
             whole = _add_top(store, f"{_TOPLEVEL}-1", paths.values())
             changed = _add_top(store, f"{_TOPLEVEL}-2", paths.values())
-            found = {"whole": _describe(store, whole), "changed": _describe(store, changed)}
+            found = {"whole": describe(store, whole), "changed": describe(store, changed)}
             if _SMALL in paths:
                 small = _add_top(store, f"{_TOPLEVEL}-small", [paths[_SMALL]])
-                found["small"] = _describe(store, small)
+                found["small"] = describe(store, small)
             return found
 
     key = "closure" if "CALVE_BENCH_PACKAGES" not in os.environ else f"closure-{'-'.join(SEEDS)}"
-    return _once(key[:100], make)
+    return once(key[:100], make)
 
 
 def single() -> Closure:
@@ -209,9 +209,9 @@ def single() -> Closure:
             with (tree / "file").open("wb") as file:
                 while file.tell() < _NAR_BYTES:
                     file.write(source.randbytes(1 << 19) + bytes(range(256)) * 2048)
-            return {"whole": _describe(store, add_tree(store, tree, "one-large-file"))}
+            return {"whole": describe(store, add_tree(store, tree, "one-large-file"))}
 
-    return _once("single", make)["whole"]
+    return once("single", make)["whole"]
 
 
 # A cache of them

@@ -135,7 +135,7 @@ def test_nix_needs_no_file_hash(
 ) -> None:
     """A narinfo for a NAR that another push compressed has its size, but not its hash."""
     for name in [one.key for one in cache.list("")]:
-        if name.endswith(".narinfo"):
+        if not name.startswith("nar/"):
             cache.delete(name)
     with LocalStore(nix.root) as store:
         done = push(store, [top], cache, key)

@@ -417,9 +417,9 @@ def test_a_push_killed_anywhere(bench, tmp_path, number):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", range(int(os.environ.get("N", "200"))))
+@pytest.mark.parametrize("number", range(200))
 def test_a_push_killed_at_200_instants(bench, tmp_path, number):
-    push_is_survived(bench, tmp_path, number, int(os.environ.get("N", "200")))
+    push_is_survived(bench, tmp_path, number, 200)
 
 
 # Pull
@@ -481,6 +481,6 @@ def test_a_pull_killed_anywhere(bench, tmp_path, number):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("number", range(int(os.environ.get("N", "200"))))
+@pytest.mark.parametrize("number", range(200))
 def test_a_pull_killed_at_200_instants(bench, tmp_path, number):
-    pull_is_survived(bench, tmp_path, number, int(os.environ.get("N", "200")))
+    pull_is_survived(bench, tmp_path, number, 200)

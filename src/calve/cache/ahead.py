@@ -1,8 +1,9 @@
 """An object's bytes, ahead of their use: the first of them at once, and the last of a large one by several requests.
 
 What costs memory is bounded: a reader holds `PREFETCH_BYTES` until its bytes are wanted. Once some connections have
-nothing to do, the rest of a large object is asked for in ranges of 1 MiB, one for each reader and `EXTRA_RANGES` more
-for all of them.
+nothing to do, and the network is what is waited for, the rest of a large object is asked for in ranges of 1 MiB, one
+for each reader and `EXTRA_RANGES` more for all of them. Every range waits for an answer first, which pays only where
+one connection is slow: four ranges take as long as one, L + 1 MiB / R for a delay L and a rate R.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ PREFETCH_BYTES = 256 * 1024
 RANGE_BYTES = 1 << 20
 EXTRA_RANGES = 3
 _READ_BYTES = 64 * 1024
+_MOST_UNDERWAY_BYTES = (
+    3 * RANGE_BYTES / 2
+)  # L times R: beyond, all ranges are less than 1.6 times as fast as one
+_WAITED = 0.8  # of the time
 
 
 class Spare:
@@ -77,19 +82,24 @@ class Reader:
         self._owner = contextlib.ExitStack()
         self._ended = False
         self._looked = 0  # at how many bytes the pace was judged
-        self._since_s = self._waited_s = 0.0
+        self._since_s = self._waited_s = self._delay_s = 0.0
         self._ranges: _Ranges | None = None
 
     def prefetch(self) -> None:
         """Receive the first bytes, up to PREFETCH_BYTES."""
+        begun = self._now_s()
         pieces: list[bytes] = []
         while self.received < PREFETCH_BYTES and (data := self._receive()):
+            if not pieces:
+                self._delay_s = self._now_s() - begun
             pieces.append(data)
         self._ended = self.received < PREFETCH_BYTES
         pieces.reverse()
         self._pieces = pieces
-        if self._spare is not None:
-            self._since_s = self._spare.clock.monotonic()
+        self._since_s, self._looked = self._now_s(), self.received
+
+    def _now_s(self) -> float:
+        return 0.0 if self._spare is None else self._spare.clock.monotonic()
 
     def read(self, _size: int) -> bytes:
         """Return the next bytes, at most 64 KiB; none at the end."""
@@ -119,10 +129,9 @@ class Reader:
             raise DamagedError("longer than any compression makes this NAR", place=self._place)
 
     def _timed(self, spare: Spare) -> bytes:
-        """Receive; every now and then see whether the network is what is waited for while connections are idle."""
+        """Receive; every now and then see whether several connections would be faster."""
         if self.received - self._looked >= RANGE_BYTES and spare.idle():
-            now = spare.clock.monotonic()
-            if self._waited_s > 0.5 * (now - self._since_s):
+            if self._slow(spare):
                 self._leave_source()
                 self._ranges = self._owner.enter_context(
                     _Ranges(
@@ -130,11 +139,20 @@ class Reader:
                     )
                 )
                 return self.read(_READ_BYTES)
-            self._looked, self._since_s, self._waited_s = self.received, now, 0.0
-        begun = spare.clock.monotonic()
+            self._looked, self._since_s, self._waited_s = self.received, self._now_s(), 0.0
+        begun = self._now_s()
         data = self._receive()
-        self._waited_s += spare.clock.monotonic() - begun
+        self._waited_s += self._now_s() - begun
         return data
+
+    def _slow(self, spare: Spare) -> bool:
+        """Say whether it is this connection that is waited for, and others would not be held up by their answers."""
+        elapsed_s = spare.clock.monotonic() - self._since_s
+        underway = (self.received - self._looked) * self._delay_s
+        return (
+            self._waited_s > _WAITED * elapsed_s
+            and underway < _MOST_UNDERWAY_BYTES * self._waited_s
+        )
 
     def _leave_source(self) -> None:
         source, self._source = self._source, None

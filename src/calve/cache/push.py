@@ -34,7 +34,7 @@ from calve.cache.manifest import Manifest, boot_order
 from calve.cache.objects import Objects
 from calve.cache.order import Waits
 from calve.cache.publish import first_paths, publish
-from calve.cache.upload import Meter, Uploader
+from calve.cache.upload import Meter, Uploader, check_size
 from calve.clock import SYSTEM, Clock
 from calve.errors import SignatureError, UsageError
 from calve.nix.closure import closure
@@ -121,13 +121,16 @@ def push(
     Raises:
         DamagedError: a store path changed on disk; nothing is published of it, nor what refers to it.
         NotFoundError: a root is not valid in the store; or there is no such bucket.
-        UsageError: the cache is of another store directory, or the arguments make no sense.
+        UsageError: the cache is of another store directory, a path has too many references for a narinfo, or the
+            arguments make no sense.
         ConflictError: others keep changing the same objects.
     """
     if not roots:
         raise UsageError("a push needs a store path")
     wanted = root_names(dict.fromkeys(roots))
     infos = {info.path: info for info in store.closure(list(wanted))}
+    for info in infos.values():
+        check_size(info, key)
     turns = 0
     with Compressors() as compressors:
         while True:

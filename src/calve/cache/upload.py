@@ -28,7 +28,7 @@ from calve.progress import Progress, Step
 from calve.tasks import Budget, Cancel
 from calve.transport.retry import Policy, retry
 
-__all__ = ["KEPT", "Meter", "Uploader"]
+__all__ = ["KEPT", "Meter", "Uploader", "check_size"]
 
 KEPT = "Calve-Kept"
 """A narinfo's extra line: what makes a doomed one another object."""
@@ -39,6 +39,8 @@ _PART_BYTES = 16 << 20
 _BUDGET_BYTES = 20 << 20
 _HEAD_BYTES = 4096
 _TRIES = 5
+_MANY_REFERENCES = 200
+_ROOM_BYTES = 2048
 _PROGRESS_BYTES = 1 << 20
 _TWICE = Policy(attempts=2)
 
@@ -203,6 +205,13 @@ class Uploader:
 
         amend(self.objects, key, make, fresh=fresh)
         return made
+
+
+def check_size(info: PathInfo, key: SecretKey) -> None:
+    """Raise UsageError unless readers take the narinfo of a path, with room for signatures of others."""
+    if len(info.references) < _MANY_REFERENCES:
+        return
+    NarInfo(info.signed(key), "nar/", "zstd", extra=(("", " " * _ROOM_BYTES),)).dump()
 
 
 class Meter:

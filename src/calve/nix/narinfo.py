@@ -166,6 +166,7 @@ class NarInfo:
             raise UsageError(
                 f"the narinfo would have {len(data)} bytes, more than {MAX_NARINFO_BYTES}",
                 place=info.path,
+                hint=f"it has {len(info.references)} references: have it refer to paths that refer to some of them",
             )
         return data
 

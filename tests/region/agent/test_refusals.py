@@ -172,7 +172,7 @@ def test_an_entry_with_the_nar_of_another_path(cloud, one, machine):
     machine.check_booted(one, generation=1)
 
 
-@pytest.mark.parametrize("url", ["../../etc/passwd", "http://elsewhere/x", "/nar/x", "nar/..", ""])
+@pytest.mark.parametrize("url", ["../../etc/passwd", "http://elsewhere/x", "/nar/x", "nar/.."])
 def test_an_entry_whose_nar_lies_elsewhere(cloud, one, machine, url):
     def change(rows, _document):
         rows["lib"]["url"] = url

@@ -276,6 +276,15 @@ def test_a_push_that_slept_looks_again(world) -> None:
     assert manifests.key(done.manifests[newer]) in world.cache.data
 
 
+def test_a_path_with_more_references_than_a_narinfo_takes_is_refused_at_once(world) -> None:
+    many = [world.store.add(f"part-with-a-name-of-some-length-{n}", b"%d" % n) for n in range(1000)]
+    wide = world.store.add("wide", b"w", many)
+    with pytest.raises(UsageError, match="the narinfo would have") as caught:
+        push(world.store, [wide], world.cache, world.key)
+    assert caught.value.place == str(wide)
+    assert world.cache.calls == []
+
+
 def test_root_names_are_those_of_paths_without_versions() -> None:
     def name(text: str) -> str:
         return root_name(StorePath("0" * 32, text))
