@@ -141,15 +141,17 @@ def test_a_closure_goes_into_a_cache_and_out_of_it(where, shop, bucket, tmp_path
 def test_json_is_one_document_and_progress_is_json_lines(shop, bucket, tmp_path):
     pushed = shop.push(bucket, "--json")
     document = json.loads(pushed.stdout)
-    digest = document["roots"][0].pop("manifest")
-    assert document.pop("compressed_bytes") > 2_000_000
-    assert document.pop("nar_bytes") > 2_000_000
-    assert document == {
+    assert document["dry_run"] is False
+    (one,) = document["caches"]
+    digest = one["roots"][0].pop("manifest")
+    assert one.pop("compressed_bytes") > 2_000_000
+    assert one.pop("nar_bytes") > 2_000_000
+    assert one == {
         "cache": "s3://nix",
-        "dry_run": False,
         "roots": [{"path": str(shop.top)}],
         "paths": 2,
         "new_paths": 2,
+        "skipped_paths": 0,
     }
     events = [json.loads(line) for line in pushed.stderr.splitlines()]
     assert events[-1]["event"] == "step"
@@ -166,6 +168,41 @@ def test_json_is_one_document_and_progress_is_json_lines(shop, bucket, tmp_path)
     assert again["manifest"] == digest
 
 
+def test_two_caches_other_compressions_and_check(shop, bucket, service, tmp_path):
+    other = f"file://{tmp_path}/cache"
+    pushed = shop.push(bucket, "--to", other, "--compression", "none")
+    assert pushed.stdout.split()[0] == str(shop.top)
+    assert len(pushed.stdout.split()) == 2  # the same manifest in both
+    assert pushed.stderr.count("pushed 2 of 2 paths") == 2
+    nars = sorted((tmp_path / "cache/nar").iterdir())
+    assert {nar.suffix for nar in nars} == {".nar"}
+    nars[0].unlink()
+    assert "pushed 0 of 2" in shop.push(other).stderr
+    assert "pushed 1 of 2" in shop.push(other, "--check", "--compression", "xz").stderr
+    shop.pull(other, tmp_path / "to")
+    for wrong in (
+        ("--compression", "none", "--level", "3"),
+        ("--compression", "xz", "--level", "9"),
+    ):
+        assert "error:" in shop.push(other, *wrong, code=2).stderr
+
+
+def test_what_another_key_signed_is_left_to_its_cache(shop, bucket, tmp_path):
+    shop.push(bucket)
+    first = tmp_path / "first"
+    shop.pull(bucket, first)
+    second = f"file://{tmp_path}/second"
+    public = shop.run("keys", "show", shop.key).stdout.strip()
+    argv = ("push", shop.top, "--store", first, "--to", second, "--key", shop.key)
+    told = shop.run(*argv, "--skip-signed-by", public).stderr
+    assert "pushed 0 of 2 paths" in told
+    assert "2 left to other caches" in told
+    digest = json.loads(shop.run(*argv, "--skip-signed-by", public, "--json").stdout)
+    manifest = digest["caches"][0]["roots"][0]["manifest"]
+    shop.pull(second, tmp_path / "to", "--manifest", manifest, "--from", bucket)
+    assert paths_of(tmp_path / "to") == {str(shop.top), str(shop.lib)}
+
+
 def test_a_dry_run_writes_nothing(shop, bucket, service, tmp_path):
     counts = service.counts
     assert "would push 2 of 2 paths" in shop.push(bucket, "--dry-run").stdout
@@ -173,7 +210,7 @@ def test_a_dry_run_writes_nothing(shop, bucket, service, tmp_path):
     assert not (tmp_path / "cache").exists()
     document = json.loads(shop.push(bucket, "--dry-run", "--json").stdout)
     assert document["dry_run"] is True
-    assert document["roots"] == [{"path": str(shop.top), "manifest": None}]
+    assert document["caches"][0]["roots"] == [{"path": str(shop.top), "manifest": None}]
     assert set(service.counts - counts) == {"GetObject"}
 
     shop.push(bucket)
@@ -324,7 +361,7 @@ def test_ctrl_c_in_the_middle_of_a_push(shop, bucket, server, service, tmp_path)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     server.faults = None
-    assert (child.returncode, out, err) == (130, "", "interrupted\n")
+    assert (child.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
     shop.pull(bucket, tmp_path / "to", code=5)
     shop.push(bucket)
     shop.pull(bucket, tmp_path / "to")

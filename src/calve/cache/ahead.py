@@ -3,7 +3,8 @@
 What costs memory is bounded: a reader holds `PREFETCH_BYTES` until its bytes are wanted. Once some connections have
 nothing to do, and the network is what is waited for, the rest of a large object is asked for in ranges of 1 MiB, one
 for each reader and `EXTRA_RANGES` more for all of them. Every range waits for an answer first, which pays only where
-one connection is slow: four ranges take as long as one, L + 1 MiB / R for a delay L and a rate R.
+one connection is slow: four ranges take as long as one, L + 1 MiB / R for a delay L and a rate R. Where they turn out
+to be no faster, for all connections share what is slow, one connection goes on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MOST_UNDERWAY_BYTES = (
     3 * RANGE_BYTES / 2
 )  # L times R: beyond, all ranges are less than 1.6 times as fast as one
 _WAITED = 0.8  # of the time
+_TRIAL_BYTES = 16 * RANGE_BYTES
+_FASTER = 1.2
 
 
 class Spare:
@@ -84,6 +87,7 @@ class Reader:
         self._looked = 0  # at how many bytes the pace was judged
         self._since_s = self._waited_s = self._delay_s = 0.0
         self._ranges: _Ranges | None = None
+        self._rate = 0.0  # bytes/s, of one connection
 
     def prefetch(self) -> None:
         """Receive the first bytes, up to PREFETCH_BYTES."""
@@ -110,6 +114,8 @@ class Reader:
         if self._ranges is not None:
             self._pieces = self._ranges.next()
             self._took(sum(map(len, self._pieces)))
+            if self.received - self._looked >= _TRIAL_BYTES:
+                self._compare()
             return self._pieces.pop() if self._pieces else b""
         if self._spare is None or self._size - self.received < 2 * RANGE_BYTES:
             return self._receive()
@@ -131,7 +137,9 @@ class Reader:
     def _timed(self, spare: Spare) -> bytes:
         """Receive; every now and then see whether several connections would be faster."""
         if self.received - self._looked >= RANGE_BYTES and spare.idle():
-            if self._slow(spare):
+            slow = self._slow(spare)
+            self._looked, self._since_s, self._waited_s = self.received, self._now_s(), 0.0
+            if slow:
                 self._leave_source()
                 self._ranges = self._owner.enter_context(
                     _Ranges(
@@ -139,7 +147,6 @@ class Reader:
                     )
                 )
                 return self.read(_READ_BYTES)
-            self._looked, self._since_s, self._waited_s = self.received, self._now_s(), 0.0
         begun = self._now_s()
         data = self._receive()
         self._waited_s += self._now_s() - begun
@@ -148,11 +155,21 @@ class Reader:
     def _slow(self, spare: Spare) -> bool:
         """Say whether it is this connection that is waited for, and others would not be held up by their answers."""
         elapsed_s = spare.clock.monotonic() - self._since_s
-        underway = (self.received - self._looked) * self._delay_s
-        return (
-            self._waited_s > _WAITED * elapsed_s
-            and underway < _MOST_UNDERWAY_BYTES * self._waited_s
-        )
+        if self._waited_s <= _WAITED * elapsed_s:
+            return False
+        self._rate = (self.received - self._looked) / elapsed_s
+        return self._delay_s * self._rate < _MOST_UNDERWAY_BYTES
+
+    def _compare(self) -> None:
+        """Go back to one connection, for good, unless several are faster."""
+        elapsed_s = self._now_s() - self._since_s
+        if self.received - self._looked < _FASTER * self._rate * elapsed_s:
+            self._owner.close()
+            self._ranges = self._spare = None
+            self._source = self._objects.open(self._key, self._size, start=self.received)
+            self._source.__enter__()
+        else:
+            self._looked, self._since_s = self.received, self._now_s()
 
     def _leave_source(self) -> None:
         source, self._source = self._source, None

@@ -23,6 +23,7 @@ from calve.nix.narformat import (
     ENTRY,
     EXECUTABLE,
     MAGIC,
+    MAX_DATA_BYTES,
     MAX_DEPTH,
     MAX_NAME_BYTES,
     MAX_TARGET_BYTES,
@@ -62,6 +63,10 @@ __all__ = [
 ]
 
 
+# Together with a string or a token that was cut, one event at most.
+_READ_BYTES = MAX_DATA_BYTES - 8 * 1024
+
+
 class _Input:
     """A NAR's bytes with a place in them; never holds more than two chunks.
 
@@ -88,7 +93,7 @@ class _Input:
 
     def more(self) -> bool:
         """Get another chunk behind what is left; False at the end of the source."""
-        chunk = self.source(CHUNK_BYTES)
+        chunk = self.source(_READ_BYTES)
         self.received += len(chunk)
         if self.received > self.limit:
             raise DamagedError(

@@ -161,6 +161,25 @@ def test_what_is_held_ahead_is_bounded_for_all_readers(memory, clock) -> None:
     assert all(spare.extra.acquire(blocking=False) for _ in range(ahead.EXTRA_RANGES))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_ranges_that_are_no_faster_are_given_up(memory, clock, shared: bool) -> None:
+    """Time goes by as the user works on what came: as long for a byte of a range as before, or a tenth of it."""
+    data = os.urandom(24 * RANGE_BYTES)
+    objects = Slow(memory, clock, data, 1.0)
+    spare = Spare(lambda: True, clock)
+    with reader(objects, spare, size=len(data)) as made:
+        made.prefetch()
+        while made._ranges is None:
+            made.read(1)
+        objects._each_s = 0.0
+        while piece := made.read(1):
+            clock.s += len(piece) / 65536 / (1 if shared else 10)
+    assert objects.ranges[-1][1] == (None if shared else len(data))
+    assert (len(objects.ranges) < 22) == shared
+    assert objects.at_once == 0
+    assert all(spare.extra.acquire(blocking=False) for _ in range(ahead.EXTRA_RANGES))
+
+
 def test_an_error_of_a_range_is_raised(memory, clock) -> None:
     data = os.urandom(8 * RANGE_BYTES)
     objects = Slow(memory, clock, data, 1.0)
