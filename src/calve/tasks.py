@@ -35,8 +35,9 @@ def limit_arenas() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 10)
+        # Buffers of 64 to 256 KiB come and go: what is mapped anew for each costs a page fault for every 4 KiB.
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 4 << 20)
 
 
 class Cancel:

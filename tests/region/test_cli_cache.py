@@ -227,7 +227,7 @@ def test_a_directory(shop, tmp_path):
 
 def test_wrong_usage(shop, tmp_path):
     assert "no root" in shop.cache("verify", "nothing", code=5).stderr
-    assert "web server" in shop.cache("verify", "--cache", "http://127.0.0.1:1", code=2).stderr
+    assert "web server" in shop.cache("stats", "--cache", "http://127.0.0.1:1", code=2).stderr
     (tmp_path / "calve.toml").unlink()
     assert "no cache is named" in shop.cache("stats", code=2).stderr
     url = f"file://{tmp_path}/cache"

@@ -236,7 +236,11 @@ def test_a_directory_is_collected_too(shop, tmp_path):
 def test_a_pin_keeps_until_it_is_removed(shop, s3):
     old = shop.push(shop.old)
     shop.push(shop.new)
+    told = shop.cache("pin", "last", old, "--dry-run").stdout
+    assert told == f"would keep the manifest {old} as last\n"
+    assert not keys_of(s3, "roots/pin/")
     assert shop.cache("pin", "last", old).stdout == f"last {old}\n"
+    assert "would no longer keep" in shop.cache("pin", "last", "--remove", "--dry-run").stdout
     shop.later()
     assert shop.gc("--no-dry-run")["marked"]["manifests"]["objects"] == 0
     table = shop.cache("ls").stdout.splitlines()

@@ -2,7 +2,7 @@
 
 The order, each step durable before the next (reference: docs/explanation/commit.md):
   1. files under temporary names, NAR hash verified      `stage`, by the pull engine
-  2. `syncfs`, rename into the store, our record         `commit`, batch by batch
+  2. `syncfs`, rename into the store, our record         `commit`, the whole closure
   3. `/nix-path-registration` and our record, `syncfs`   `finish`
   4. the generation's link and the profile, `syncfs`     `finish`
 A cut before 4 leaves the old profile, and of the new system only paths whose bytes are on the disk.
@@ -87,7 +87,7 @@ class BootStore:
 
         A boot that is interrupted ends with its kernel: all is hashed again.
         """
-        return self._staging.adopt(infos)
+        return self._staging.adopt(infos, rehash=True)
 
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
         """Unpack under a temporary name."""
@@ -142,6 +142,7 @@ class BootStore:
         """
         if not self.whole(system):
             raise DamagedError("the closure is not complete on the disk", place=system)
+        self._staging.clean()  # the system is there: what interrupted boots left nobody will adopt
         if self._record.fetched or (self._registered and not self._record.committed):
             self.register()
         if self.current() == system:

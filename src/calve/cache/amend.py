@@ -55,6 +55,9 @@ def amend(
         except NotFoundError:
             fresh = True
             continue
+        except DamagedError:  # longer than any reader takes
+            objects.put(key, make(None))
+            return
         new = make(old)
         if new == old or objects.put(key, new, match=tag):
             return

@@ -29,7 +29,7 @@ from calve.nix.storepath import StorePath
 from calve.progress import Progress, Step, silent
 from calve.tasks import Cancel
 
-__all__ = ["OWNER", "Kept", "kept", "manifest_of", "pin", "unpin"]
+__all__ = ["OWNER", "Kept", "kept", "manifest_of", "pin", "read", "unpin"]
 
 OWNER = "pin"
 
@@ -220,12 +220,22 @@ def _make_manifest(
     return digest
 
 
+def read(objects: Objects, name: str) -> Root:
+    """Read a pin; NotFoundError where there is none."""
+    return _tagged(objects, name)[0]
+
+
 def unpin(objects: Objects, name: str) -> Root:
     """Remove a pin and return it; NotFoundError where there is none."""
     while True:
-        found = roots.tagged_root(objects, OWNER, name)
-        if found is None:
-            place = f"{objects.url}/{roots.root_key(OWNER, name)}"
-            raise NotFoundError("there is no such pin", place=place)
-        if objects.delete(found[0].key, match=found[1]):
-            return found[0]
+        root, tag = _tagged(objects, name)
+        if objects.delete(root.key, match=tag):
+            return root
+
+
+def _tagged(objects: Objects, name: str) -> tuple[Root, str]:
+    found = roots.tagged_root(objects, OWNER, name)
+    if found is None:
+        place = f"{objects.url}/{roots.root_key(OWNER, name)}"
+        raise NotFoundError("there is no such pin", place=place)
+    return found

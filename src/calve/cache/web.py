@@ -226,7 +226,11 @@ class WebObjects(Remote):
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Refuse."""
-        self._refuse(prefix)
+        raise UsageError(
+            "a cache behind a web server cannot be listed",
+            place=f"{self._url}/{prefix}",
+            hint="name the bucket or the directory behind it: s3://… or file:///…",
+        )
 
     def _refuse(self, key: str) -> NoReturn:
         raise UsageError(

@@ -71,17 +71,25 @@ def target(options: argparse.Namespace, cache: Cache | None) -> str:
     return url
 
 
-def keyring(options: argparse.Namespace, cache: Cache | None) -> Keyring:
-    """Return the trusted keys; UsageError where there are none."""
+def keyring(
+    options: argparse.Namespace, cache: Cache | None, objects: Sequence[Objects]
+) -> Keyring:
+    """Return the keys that count: the trusted ones, and what the caches' keyrings make of them.
+
+    Raises:
+        UsageError: no key is trusted.
+        VerificationError: a keyring is damaged, not signed, or older than one that was seen.
+    """
+    from calve.cache.sequences import trusted
     from calve.nix.signing import Keyring
 
-    trusted = options.trusted or (() if cache is None else cache.trusted)
-    if not trusted:
+    given = options.trusted or (() if cache is None else cache.trusted)
+    if not given:
         raise UsageError(
             "no key is trusted, so nothing could be verified",
             hint="give --trusted KEY, or cache.trusted in calve.toml",
         )
-    return Keyring.parse(trusted)
+    return trusted(objects, Keyring.parse(given)).keyring
 
 
 def choose(objects: Objects, names: Iterable[str]) -> Scope:

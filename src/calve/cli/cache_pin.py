@@ -44,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the fleet file's)",
     )
     common.add_jobs(parser)
+    common.add_dry_run(parser)
     common.add_json(parser)
     common.add_config(parser)
 
@@ -60,6 +61,9 @@ def run(options: argparse.Namespace, session: Session) -> int:
         raise UsageError("no cache is named", hint="give --cache URL, or [cache] in calve.toml")
     what = None if options.remove else _what(options.closure)
     with common.caches(session, [url]) as (objects,):
+        if options.dry_run:
+            _rehearse(options, session, objects, what)
+            return 0
         if what is None:
             root = pins.unpin(objects, options.name)
         else:
@@ -80,6 +84,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
                     "name": root.name,
                     "manifest": root.manifest,
                     "removed": options.remove,
+                    "dry_run": False,
                 }
             )
         elif options.remove:
@@ -87,6 +92,37 @@ def run(options: argparse.Namespace, session: Session) -> int:
         else:
             session.result(f"{root.name} {root.manifest}")
     return 0
+
+
+def _rehearse(
+    options: argparse.Namespace, session: Session, objects: Objects, what: StorePath | str | None
+) -> None:
+    """Say what would be kept, or no longer."""
+    from calve.cache import manifest, pins
+
+    digest: str | None
+    if what is None:
+        digest = pins.read(objects, options.name).manifest
+    else:
+        digest = what if isinstance(what, str) else pins.manifest_of(objects, what)
+        if digest is not None:
+            manifest.read(objects, digest)
+    if options.json:
+        session.document(
+            {
+                "cache": objects.url,
+                "name": options.name,
+                "manifest": digest,
+                "removed": options.remove,
+                "dry_run": True,
+            }
+        )
+        return
+    what_manifest = (
+        "a manifest made of its narinfos" if digest is None else f"the manifest {digest}"
+    )
+    verb = "no longer keep" if options.remove else "keep"
+    session.result(f"would {verb} {what_manifest} as {options.name}")
 
 
 def _what(text: str) -> StorePath | str:

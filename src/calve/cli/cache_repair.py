@@ -57,15 +57,16 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
     cache = common.cache_of(options, "cache", "trusted")
     url = shared.target(options, cache)
-    keyring = shared.keyring(options, cache)
     with contextlib.ExitStack() as owner:
         objects, *others = owner.enter_context(common.caches(session, [url, *options.sources]))
+        chosen = shared.choose(objects, options.names)
+        keyring = shared.keyring(options, cache, [objects, *others])
         with common.listen(session, options) as progress:
             done = repair(
                 objects,
                 keyring,
                 _sources(options, owner, others, keyring),
-                shared.choose(objects, options.names),
+                chosen,
                 deep=options.deep,
                 dry_run=options.dry_run,
                 jobs=options.jobs,

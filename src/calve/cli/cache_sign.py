@@ -42,15 +42,16 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
     cache = common.cache_of(options, "cache", "key", "trusted")
     url = shared.target(options, cache)
-    keyring = shared.keyring(options, cache)
     key = _key(options, cache, session)
     with common.caches(session, [url]) as (objects,):
+        chosen = shared.choose(objects, options.names)
+        keyring = shared.keyring(options, cache, [objects])
         with common.listen(session, options) as progress:
             done = sign(
                 objects,
                 keyring,
                 key,
-                shared.choose(objects, options.names),
+                chosen,
                 dry_run=options.dry_run,
                 jobs=options.jobs,
                 progress=progress,

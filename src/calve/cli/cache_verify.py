@@ -35,13 +35,14 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
     cache = common.cache_of(options, "cache", "trusted")
     url = shared.target(options, cache)
-    keyring = shared.keyring(options, cache)
     with common.caches(session, [url]) as (objects,):
+        chosen = shared.choose(objects, options.names)
+        keyring = shared.keyring(options, cache, [objects])
         with common.listen(session, options) as progress:
             done = verify(
                 objects,
                 keyring,
-                shared.choose(objects, options.names),
+                chosen,
                 deep=options.deep,
                 jobs=options.jobs,
                 progress=progress,
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         _print(options, session, objects.url, done)
     if done.errors:
         raise VerificationError(
-            f"{len(done.errors)} of its objects are not what they should be",
+            f"{common.plural(len(done.errors), 'finding')}: not all of it is what it should be",
             place=objects.url,
             hint="calve cache repair --store ROOT or --from URL puts back what it can",
         )

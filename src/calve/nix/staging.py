@@ -169,11 +169,15 @@ class Staging:
 
     # What interrupted runs left
 
-    def adopt(self, infos: Iterable[PathInfo]) -> set[StorePath]:
+    def adopt(self, infos: Iterable[PathInfo], *, rehash: bool = False) -> set[StorePath]:
         """Stage what is there already of invalid paths, and remove what else interrupted runs left.
 
         What they verified in this boot is taken as it is; what they verified in another, or published and did not
         register, only if its hash says that it is whole. What lies in its place stays there until `publish`.
+
+        Args:
+            infos: of the paths.
+            rehash: trust no run, whatever the boot.
 
         Returns:
             Those of the paths that are staged now.
@@ -186,19 +190,21 @@ class Staging:
             with contextlib.ExitStack() as owner:
                 left = [owner.enter_context(run) for run in self._leftovers()]
                 for info in infos:
-                    if any(self._take(run, info) for run in left) or self._recognise(info):
+                    taken = any(self._take(run, info, rehash=rehash) for run in left)
+                    if taken or self._recognise(info):
                         found.add(info.path)
         except OSError as error:
             raise storage_error(error, self.store_dir) from error
         return found
 
-    def _take(self, run: Leftover, info: PathInfo) -> bool:
+    def _take(self, run: Leftover, info: PathInfo, *, rehash: bool) -> bool:
         """Adopt a path from an interrupted run."""
         source, name = _verified_name(info), info.path.basename
         if not run.ours or _identity(run.fd, source) is None:
             return False
         _move(run.fd, source, self._fd, name)
-        if run.same_boot or whole(self._fd, self.store_dir / self.name / name, info):
+        trusted = run.same_boot and not rehash
+        if trusted or whole(self._fd, self.store_dir / self.name / name, info):
             self._verified(info)
             return True
         remove_tree(self._fd, name)

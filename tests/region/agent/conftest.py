@@ -43,12 +43,12 @@ BUCKET = "nix"
 REGION = "test-region"
 SOURCE = Path(calve.__file__).parent.parent
 
-# What stands before the agent's own main, to end it at an instant or to make batches small.
+# What stands before the agent's own main, to end it at an instant or to have it write to the disk often.
 DRIVER = """
 import os, signal, sys
 from calve.cache import pull
 from calve.boot.main import main
-pull._BATCH_BYTES = int(os.environ["BATCH_BYTES"])
+pull._FLUSH_BYTES = int(os.environ["BATCH_BYTES"])
 left = int(os.environ["EVENTS"])
 root = os.environ["ROOT"]
 names = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.utime"}
