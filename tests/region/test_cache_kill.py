@@ -380,7 +380,9 @@ def push_is_survived(bench: Bench, tmp_path: Path, number: int, of: int) -> None
         cache.quiet()
         there = holds(cache)
         objects = cache.objects(client)
-        if number % 3 == 2 and manifests.key(bench.manifest) not in there:
+        # The manifest of a second run may differ: who did not send a NAR knows no hash of its file.
+        published = any(key.startswith("manifests/") for key in there - at_first)
+        if number % 3 == 2 and not published:
             # Nobody comes back: what was left goes, and nothing else does.
             there = collect(cache, objects)
             assert there - {"nix-cache-info"} == at_first - {"nix-cache-info"}

@@ -28,6 +28,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("cache", "cache", "set up, look at, check and clean a binary cache"),
     ("keys", "keys", "make, show, add and revoke signing keys"),
     ("image", "image", "build what machines boot"),
+    ("timeline", "timeline", "draw how a machine booted, from its console's log"),
+    ("explain", "explain", "say what a failure code means, and what to do"),
     ("version", "version", "print the version and those of the formats"),
 )
 

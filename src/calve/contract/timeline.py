@@ -218,9 +218,11 @@ class _Boot:
         if len(self.phases) >= _MOST_PHASES:
             return
         if not self.phases:
+            if name == "kernel":
+                self.phases.append(Phase(name, 0.0, at_s, is_open=True))
+                return
             first = "kernel" if name == "network" else f"kernel to {_before(name)}"
-            if name != "kernel":
-                self.phases.append(Phase(first, 0.0, at_s, is_gap=name != "network"))
+            self.phases.append(Phase(first, 0.0, at_s, is_gap=name != "network"))
         elif any(each in _ALWAYS for each in _between(self.phases[-1].name, name)):
             self._gap(_between(self.phases[-1].name, name)[-1], at_s)
         else:

@@ -165,6 +165,7 @@ in
     programs.nano.enable = bool true;
     services = {
       amazon-ssm-agent.enable = bool false;
+      getty.loginProgram = option types.path "/nix/store/00000000000000000000000000000000-shadow/bin/login";
       nginx = {
         enable = bool false;
         virtualHosts = option (types.attrsOf (
