@@ -5,9 +5,10 @@ Every answer is checked before it is believed: it is of the path that was asked 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from calve.cache import manifest as manifests
 from calve.cache.compression import NAMES
@@ -44,6 +45,8 @@ __all__ = [
     "verify",
     "walk",
 ]
+
+T = TypeVar("T")
 
 OTHER_MAY_HELP = (
     NotFoundError,
@@ -122,6 +125,14 @@ def verify(entry: NarInfo, keyring: Keyring, place: object = None) -> None:
         )
 
 
+def _twice(read: Callable[[], T]) -> T:
+    """Read; once more where it was damaged: on its way, or because somebody was writing it."""
+    try:
+        return read()
+    except DamagedError:
+        return read()
+
+
 def find(caches: Sequence[Objects], keyring: Keyring, path: StorePath) -> Found:
     """Ask caches in their order for a path; the first good answer wins.
 
@@ -131,7 +142,7 @@ def find(caches: Sequence[Objects], keyring: Keyring, path: StorePath) -> Found:
     errors: list[CalveError] = []
     for cache in caches:
         try:
-            entry = read_narinfo(cache, path)
+            entry = _twice(partial(read_narinfo, cache, path))
             verify(entry, keyring, f"{cache.url}/{narinfo_key(path)}")
         except (*OTHER_MAY_HELP, UsageError) as error:
             errors.append(error)
@@ -238,7 +249,7 @@ def read_manifest(caches: Sequence[Objects], digest: str) -> tuple[Manifest, Obj
     errors: list[CalveError] = []
     for cache in caches:
         try:
-            return manifests.read(cache, digest), cache
+            return _twice(partial(manifests.read, cache, digest)), cache
         except OTHER_MAY_HELP as error:
             errors.append(error)
     worst = gravest(errors)

@@ -46,7 +46,7 @@ _ANSWER_BYTES = 64 * 1024
 _LISTING_BYTES = 8 << 20  # 1,000 keys of 1 KiB, and what XML makes of them
 _MOST_KEYS = 1000  # of one DeleteObjects
 _LAST_S = 3.0  # for the network, when the user has already asked us to stop
-_COMPLETE_READ_S = 120.0  # S3 may take minutes to join parts
+_COMPLETE_READ_S = 60.0  # S3 may take minutes to join parts: asked again, it goes on
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]{1,1024})</UploadId>")
 
 

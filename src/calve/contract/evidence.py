@@ -33,6 +33,7 @@ PHASES = (
 )
 
 _SHORT = 160
+_MOST_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,15 @@ class Evidence:
             return None
         try:
             data = json.loads(line[start + len(PREFIX) :])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-        if not isinstance(data, dict) or data.pop("v", None) != VERSION:
+        version = data.pop("v", None) if isinstance(data, dict) else None
+        if type(version) is not int or version != VERSION:
             return None
         at, kind = data.pop("t", None), data.pop("e", None)
         if isinstance(at, bool) or not isinstance(at, int | float) or not isinstance(kind, str):
+            return None
+        if not 0 <= at < _MOST_S:  # NaN is not either
             return None
         return cls(kind, float(at), data)
 

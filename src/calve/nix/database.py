@@ -30,6 +30,7 @@ from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo, merge_signatures
 from calve.nix.signing import Signature
 from calve.nix.storepath import StorePath
+from calve.nix.unpack import storage_error
 
 __all__ = ["SCHEMA_VERSION", "Database", "create_state"]
 
@@ -206,11 +207,17 @@ class Database:
                     f"the store's database was locked for {_BUSY_S:.0f} s", place=self.path
                 ) from error
             if "full" in str(error):
-                raise SpaceError(f"the store's database: {error}", place=self.path) from error
+                raise SpaceError(
+                    f"the store's database: {error}",
+                    place=self.path,
+                    hint="make room on the file system of the store",
+                ) from error
             raise CalveError(f"the store's database: {error}", place=self.path) from error
         except sqlite3.DatabaseError as error:
             raise DamagedError(f"the store's database: {error}", place=self.path) from error
         except OSError as error:
+            if isinstance(made := storage_error(error, self.path), SpaceError):
+                raise made from error
             raise CalveError(f"the store's database: {error.strerror}", place=self.path) from error
 
     def valid(self, paths: Iterable[StorePath]) -> set[StorePath]:

@@ -91,13 +91,17 @@ class Staging:
                 fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self._store_fd)
             except (FileExistsError, FileNotFoundError):
                 continue
-            lock_fd = lock(fd)
-            if lock_fd is not None and _same(fd, self._store_fd, name):
-                write_boot(fd)
-                return name, fd, lock_fd
-            os.close(fd)
-            if lock_fd is not None:
-                os.close(lock_fd)
+            lock_fd = None
+            try:
+                lock_fd = lock(fd)
+                if lock_fd is not None and _same(fd, self._store_fd, name):
+                    write_boot(fd)
+                    return name, fd, lock_fd
+            except OSError:  # no inode left for the files in it
+                remove_tree(self._store_fd, name)
+                _close(fd, lock_fd)
+                raise
+            _close(fd, lock_fd)
 
     def stage(self, info: PathInfo, events: Iterable[Event]) -> Unpacked:
         """Unpack a path's tree here; what fails is removed, and can be staged again.
@@ -273,6 +277,12 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         self.close(keep=passes(error))
+
+
+def _close(*descriptors: int | None) -> None:
+    for fd in descriptors:
+        if fd is not None:
+            os.close(fd)
 
 
 def _verified_name(info: PathInfo) -> str:

@@ -36,11 +36,13 @@ ERROR_BYTES = 16384
 _TEXT_CHARS = 300
 _TRANSIENT_CODES = frozenset(
     {
+        "BadDigest",  # garbled on its way, as the two below
         "BandwidthLimitExceeded",
         "ConditionalRequestConflict",
         "InternalError",
         "InternalFailure",
         "InternalServerException",
+        "IncompleteBody",
         "OperationAborted",
         "RequestLimitExceeded",
         "RequestThrottled",
@@ -53,6 +55,7 @@ _TRANSIENT_CODES = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
+        "XAmzContentSHA256Mismatch",
     }
 )
 _SKEW_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
