@@ -132,7 +132,7 @@ def test_an_old_version_is_marked_and_then_removed(shop, service, s3):
     shop.later()
     before = keys_of(s3)
     first = shop.cache("gc")
-    assert "would mark 1 manifest, 1 narinfo, 1 nar, " in first.stdout
+    assert "would mark 1 manifest, 1 narinfo, 1 NAR, " in first.stdout
     assert "--no-dry-run" in first.stderr
     assert keys_of(s3) == before
     service.calls.clear()
@@ -150,7 +150,7 @@ def test_an_old_version_is_marked_and_then_removed(shop, service, s3):
     assert "can be removed from" in shop.cache("gc").stdout
     shop.later()
     swept = shop.cache("gc")
-    assert "removed 1 manifest, 1 narinfo, 1 nar, " in swept.stdout
+    assert "removed 1 manifest, 1 narinfo, 1 NAR, " in swept.stdout
     assert f"{shop.old.digest}.narinfo" not in keys_of(s3)
     assert f"manifests/{old}.json.zst" not in keys_of(s3)
     assert f"manifests/{new}.json.zst" in keys_of(s3)

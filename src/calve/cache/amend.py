@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from calve.cache.objects import Objects
+from calve.cache.objects import MissingCacheError, Objects
 from calve.errors import AccessError, ConflictError, DamagedError, NotFoundError, UsageError
 from calve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo, PathInfo, merge_signatures
 from calve.nix.signing import SecretKey
 from calve.nix.storepath import STORE_DIR
 
-__all__ = ["amend", "ensure_info", "joined"]
+__all__ = ["amend", "check_there", "ensure_info", "joined"]
 
 _INFO = "nix-cache-info"
 _PRIORITY = 40  # cache.nixos.org's; Nix asks the lowest first
@@ -34,6 +34,16 @@ def ensure_info(objects: Objects) -> bool:
                 place=f"{objects.url}/{_INFO}",
             )
     return False
+
+
+def check_there(objects: Objects) -> None:
+    """Raise MissingCacheError where there is no bucket, or no directory; a listing of it would only be empty."""
+    try:
+        objects.get(_INFO, MAX_NARINFO_BYTES)
+    except MissingCacheError:
+        raise
+    except (NotFoundError, AccessError, DamagedError):
+        return
 
 
 def amend(

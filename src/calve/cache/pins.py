@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from calve.cache import lookup, manifest, roots, tombstones
+from calve.cache.amend import check_there
 from calve.cache.crew import Crew
 from calve.cache.manifest import Manifest
 from calve.cache.objects import MissingCacheError, Objects
@@ -65,6 +66,8 @@ def kept(objects: Objects) -> Iterator[Kept]:
         yield Kept(
             root, known.toplevel, known.paths, known.nar_bytes, known.file_bytes, known.problem
         )
+    if not read:
+        check_there(objects)
 
 
 def _kept(objects: Objects, root: Root) -> Kept:

@@ -13,6 +13,7 @@ from functools import partial
 
 from calve.cache import manifest as manifests
 from calve.cache import roots as records
+from calve.cache.amend import check_there
 from calve.cache.lookup import narinfo_key
 from calve.cache.manifest import Manifest
 from calve.cache.objects import Listed, MissingCacheError, Objects
@@ -123,8 +124,12 @@ def stats(
 
     Raises:
         UsageError: the cache cannot be listed.
+        MissingCacheError: there is no such cache.
     """
-    return _Stats(objects, jobs, progress, cancel, clock.now()).run()
+    found = _Stats(objects, jobs, progress, cancel, clock.now()).run()
+    if not found.total.objects:
+        check_there(objects)
+    return found
 
 
 class _Stats:

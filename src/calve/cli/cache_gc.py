@@ -115,7 +115,8 @@ def _print(session: Session, done: Collected, *, asked: bool) -> None:
 def _amount(tally: Tally) -> str:
     from calve.ui.text import mb
 
-    counts = [common.plural(count, kind.value[:-1]) for kind, count in tally.objects.items()]
+    nouns = {kind: "NAR" if kind.value == "nars" else kind.value[:-1] for kind in tally.objects}
+    counts = [common.plural(count, nouns[kind]) for kind, count in tally.objects.items()]
     return f"{', '.join(counts)}, {mb(tally.total_bytes)}"
 
 
