@@ -103,5 +103,5 @@ def test_it_signed_with_the_role_s_session_token(https, rig):
     boot, _, _, _ = https
     mine = [call for call in rig.world.objects.calls if call.principal.endswith(boot.name)]
     assert mine
-    assert {call.status for call in mine} == {200}
+    assert {call.status for call in mine if call.key != "keyring.json"} == {200}
     assert all(call.principal == f"calve-machine/{boot.name}" for call in mine)

@@ -71,7 +71,8 @@ def phases(events: Iterable[Evidence], answer_s: float | None) -> list[tuple[str
     ]
     if answer_s is None:
         return [(name, end - start) for (name, start), (_, end) in itertools.pairwise(starts)]
-    ends = [start for _, start in starts[1:]] + [answer_s]
+    # The host's clock says when it answered, the machine's when stage 2 began: they differ by hundredths.
+    ends = [start for _, start in starts[1:]] + [max(answer_s, starts[-1][1])]
     return [(name, end - start) for (name, start), end in zip(starts, ends, strict=True)]
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -226,6 +227,14 @@ class Cloud:
 
     def settle(self) -> None:
         """Wait until what a killed machine had asked for is answered, and so counted."""
+        # Connections are accepted in their order: once ours is over, those before it are open, or over too.
+        with (
+            contextlib.suppress(ConnectionRefusedError),  # a server that was closed
+            socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as probe,
+        ):
+            probe.shutdown(socket.SHUT_WR)
+            while probe.recv(65536):
+                pass
         deadline = time.monotonic() + 20
         while self.server._listener._open and time.monotonic() < deadline:
             time.sleep(0.005)
