@@ -136,6 +136,9 @@ in
         contents = {
           "/calve".source = "${cfg.package}/calve";
           "/etc/calve/agent.json".text = builtins.toJSON policy;
+          # What this initrd offers: a closure that expects the same is started without kexec.
+          "/etc/calve/contract.json".text =
+            builtins.toJSON config.boot.bootspec.extensions."org.calve.v1";
           "/etc/calve/ca.pem" = lib.mkIf (cfg.caFile != null) { source = cfg.caFile; };
           "/etc/resolv.conf" = lib.mkIf (!config.boot.initrd.services.resolved.enable) {
             text = lib.concatMapStrings (server: "nameserver ${server}\n") cfg.nameservers;
@@ -207,6 +210,9 @@ in
         };
       };
     };
+
+    # Which kernel runs, for the agent: kernels of one release may differ.
+    boot.kernelParams = [ "calve.kernel=${config.boot.kernelPackages.kernel}" ];
 
     # What this closure's initrd and stage 2 expect of each other: where it is what the booted initrd has, and the
     # kernel is the same, the machine switches root; else it starts this closure's own kernel and initrd.

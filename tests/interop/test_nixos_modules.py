@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from calve.boot.policy import Policy
+from calve.contract import abi
 from calve.contract.evidence import Evidence
 from calve.contract.userdata import UserData, UserDataError
 from calve.disk import initrd, payload
@@ -201,7 +202,9 @@ def test_its_files(evaluate):
 def test_what_is_not_wanted_is_not_there(evaluate):
     quiet = "{ boot.initrd.calve.caFile = null; boot.initrd.services.resolved.enable = true; }"
     contents = systemd(evaluate(AGENT, ENABLED, quiet))["contents"]
-    assert set(contents) == {"/calve", "/etc/calve/agent.json"}
+    assert set(contents) == {"/calve", "/etc/calve/agent.json", "/etc/calve/contract.json"}
+    offered = abi.parse_abi(contents["/etc/calve/contract.json"]["text"].encode(), "contract.json")
+    assert offered.kernel_release == "6.12.1"
     assert json.loads(contents["/etc/calve/agent.json"]["text"])["ca_file"] is None
 
 
@@ -282,6 +285,7 @@ def test_a_machine(evaluate):
     assert result["undescribed"] == []
     config = result["config"]
     assert config["boot"]["kernelParams"] == [
+        "calve.kernel=/nix/store/00000000000000000000000000000000-linux-6.12.1",
         "console=ttyS0,115200n8",
         "random.trust_cpu=on",
         "panic=30",

@@ -17,6 +17,7 @@ import calve
 from calve.boot import memory, preflight
 from calve.boot.console import Console
 from calve.boot.failure import Failure, classify
+from calve.boot.handoff import Handoff
 from calve.boot.policy import Policy
 from calve.boot.store import BootStore
 from calve.cache import keyring, pull
@@ -65,8 +66,16 @@ class _Figures:
 class Agent:
     """One boot. `run` returns the exit status of the process."""
 
-    def __init__(self, policy: Policy, console: Console, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        console: Console,
+        clock: Clock = SYSTEM,
+        *,
+        handoff: Handoff | None = None,
+    ) -> None:
         self._policy = policy
+        self._handoff = Handoff(policy.root) if handoff is None else handoff
         self._console = console
         self._clock = clock
         self._phase = "imds"
@@ -75,13 +84,20 @@ class Agent:
         self._deadline_s: float | None = None
 
     def run(self) -> int:
-        """Boot; 0 where the profile names the system that user data asked for, else 1, after the hold."""
+        """Boot; 0 where the profile names the system that user data asked for, else 1, after the hold.
+
+        Does not return where the system needs a kernel of its own: then that starts.
+        """
         limit_arenas()
         self._console.emit(
-            "start", agent=calve.__version__, contract=[userdata.VERSION, evidence.VERSION]
+            "start",
+            agent=calve.__version__,
+            contract=[userdata.VERSION, evidence.VERSION],
+            kernel=os.uname().release,
         )
         try:
             self._boot()
+            self._handoff.leave()
         except Exception as error:  # noqa: BLE001  (the last place: everything becomes a code)
             self._fail(classify(self._phase, error), error)
             return 1
@@ -132,6 +148,7 @@ class Agent:
                 self._fetch(store, system, wanted.manifest, answered, trusted, cancel)
             self._enter("commit")
             self._check_system(system)
+            self._handoff.prepare(system)
             generation = store.finish(system)
         figures = self._figures
         self._console.emit(
@@ -144,8 +161,9 @@ class Agent:
             fetched_bytes=figures.fetched_bytes,
             agent_peak_mb=_mb(memory.peak_bytes()),
             lowest_available_mb=_mb(min(figures.lowest_available, memory.available_bytes())),
+            **({"note": self._handoff.note} if self._handoff.note else {}),
         )
-        self._enter("switch-root")
+        self._enter(self._handoff.phase)
 
     def _fetch(
         self,

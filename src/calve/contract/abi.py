@@ -227,45 +227,45 @@ def decide(running: Running, wanted: Wanted) -> Decision:
     """Say how the closure starts."""
     spec, abi = wanted.bootspec, wanted.abi
     kernel = None if spec is None else _store_path(spec.kernel)
-    same_release = not wanted.release or wanted.release == running.release
-    same_kernel = (
-        same_release if running.kernel is None or kernel is None else running.kernel == kernel
-    )
-    if abi is None:
-        # A closure that knows nothing of Calve: its initrd would find no system to start.
+    same_release = wanted.release in {"", running.release}
+    if running.kernel is None or kernel is None:
+        same_kernel = same_release
+    else:
+        same_kernel = running.kernel == kernel
+    if abi is None:  # it knows nothing of Calve: its own initrd would find no system to start
         return SwitchRoot() if same_kernel else _foreign(running, wanted)
-    own = spec is not None and spec.initrd is not None and running.initrd is not None
-    same_contract = running.abi.contract == abi.contract or (
-        own and running.initrd == _store_path(spec.initrd or "") if spec is not None else False
-    )
+    same_contract = running.abi.contract == abi.contract or _is_own_initrd(running, spec)
     if same_kernel and same_contract:
         return SwitchRoot()
     if spec is None or spec.initrd is None:
         return _foreign(running, wanted)
+    would_do = same_release and same_contract
+    if running.kexecs and not would_do:
+        return Refuse(Code.KEXEC_LOOP, f"started without firmware, but {_differs(running, wanted)}")
     if running.kexecs:
-        return Refuse(
-            Code.KEXEC_LOOP,
-            f"a kernel was started without firmware already; {_differs(running, wanted)}",
-        )
-    return Kexec(spec.kernel, spec.initrd, spec.params, same_release and same_contract)
+        return SwitchRoot()
+    return Kexec(spec.kernel, spec.initrd, spec.params, would_do)
 
 
-def command_line(params: tuple[str, ...], running: str, kexec: Kexec) -> str:
+def _is_own_initrd(running: Running, spec: Bootspec | None) -> bool:
+    if running.initrd is None or spec is None or spec.initrd is None:
+        return False
+    return running.initrd == _store_path(spec.initrd)
+
+
+def command_line(kexec: Kexec, running: str) -> str:
     """Return the command line of the closure's kernel.
 
     Args:
-        params: the closure's words; its own disk (`root=`) counts where it names one.
+        kexec: what is started; its own disk (`root=`) counts where it names one.
         running: the command line of the kernel that runs; its consoles come last, as the last is /dev/console.
-        kexec: what is started.
     """
+    params = kexec.params
     carried = [word for word in running.split() if _is_carried(word)]
     own = {_split(word)[0] for word in params} - {"console"}
     consoles = [word for word in carried if word.startswith("console=")]
-    words = [
-        word
-        for word in params
-        if _split(word)[0] not in {*_OURS, "init"} and word not in consoles
-    ]
+    dropped = {*_OURS, "init"}
+    words = [one for one in params if _split(one)[0] not in dropped and one not in consoles]
     words += [word for word in carried if _split(word)[0] not in own]
     words.append(f"init={INIT}")
     words.append("calve.kexec=1")

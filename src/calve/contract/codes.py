@@ -39,7 +39,10 @@ class Code(enum.StrEnum):
         "cache-unusable",
         "the cache, or what it holds, is of a kind this image cannot read",
     )
-    CACHE_UNTRUSTED = ("cache-untrusted", "the certificate or the keyring of the binary cache is refused")
+    CACHE_UNTRUSTED = (
+        "cache-untrusted",
+        "the certificate or the keyring of the binary cache is refused",
+    )
     MANIFEST_DAMAGED = ("manifest-damaged", "the manifest is not what its digest promised")
     CLOSURE_INCOMPLETE = ("closure-incomplete", "the cache lacks a path of the closure")
     SIGNATURE = ("signature", "a path carries no signature by a trusted key")
@@ -47,6 +50,17 @@ class Code(enum.StrEnum):
     DISK_SMALL = ("disk-small", "the root file system has no room for the closure")
     MEMORY_SMALL = ("memory-small", "the machine has too little memory for the agent")
     SYSTEM_INVALID = ("system-invalid", "the closure is no system: it has no init")
+    CONTRACT_UNKNOWN = (
+        "contract-unknown",
+        "what the closure expects of its initrd is damaged, or of a version this image cannot read",
+    )
+    KERNEL_FOREIGN = (
+        "kernel-foreign",
+        "the closure is for another kernel, and has no initrd with the agent",
+    )
+    KEXEC_DENIED = ("kexec-denied", "the machine does not allow another kernel to be started")
+    KEXEC_FAILED = ("kexec-failed", "the closure's own kernel could not be started")
+    KEXEC_LOOP = ("kexec-loop", "another kernel was started already, and it is not the closure's")
     DISK_FAULT = ("disk-fault", "the root file system cannot be read or written")
     DEADLINE = ("deadline", "the closure was not there before the deadline", True)
     INTERNAL = ("internal", "the agent failed in a way it does not know")

@@ -168,6 +168,40 @@ _MACHINE = {
         "The fleet file's `system` must be a NixOS toplevel (config.system.build.toplevel), not a package. Release "
         "again.",
     ),
+    Code.CONTRACT_UNKNOWN: Explanation(
+        "The closure's boot.json, which says what it expects of the initrd that starts it, is damaged or of a version "
+        "that the image's agent does not know.",
+        "It fetched and verified the closure, and left the profile as it was.",
+        "Build the image with the Calve that the closure was built with. If they are the same, look at `boot.json` in "
+        "the toplevel.",
+    ),
+    Code.KERNEL_FOREIGN: Explanation(
+        "The closure was built for another kernel than the one that runs, and it does not say that its own initrd has "
+        "the agent: neither kernel could start it.",
+        "It left the profile as it was, and started no kernel: an initrd without the agent would find no system.",
+        "Enable `boot.initrd.calve` in the system's configuration, so that its own kernel and initrd can be started. "
+        "Or use an image with the closure's kernel.",
+    ),
+    Code.KEXEC_DENIED: Explanation(
+        "The closure has another kernel than the image, and the kernel that runs refused to load it: lockdown, as under "
+        "Secure Boot, wants a signature that it trusts, or kexec was turned off.",
+        "It left the profile as it was. Where the kernel that runs would have done, it would have gone on with that.",
+        "Use an image with the closure's kernel: then none has to be loaded. Or boot the image without Secure Boot, and "
+        "without `lockdown=` and `kexec_load_disabled`.",
+    ),
+    Code.KEXEC_FAILED: Explanation(
+        "The closure has another kernel than the image, and it could not be loaded or did not start; the message has "
+        "the kernel's reason.",
+        "Where it could not be loaded, it left the profile as it was.",
+        "Look at the kernel's messages above the line. An image with the closure's kernel needs no kexec.",
+    ),
+    Code.KEXEC_LOOP: Explanation(
+        "The agent had started another kernel in this boot already, and what runs now is not what the closure expects. "
+        "It starts a second one never, as that might not end.",
+        _AT_ONCE,
+        "Compare the release in the message with `kernelRelease` in the closure's boot.json. If the user data was "
+        "changed while the machine booted, nothing is wrong: the next boot starts from the image.",
+    ),
     Code.DISK_FAULT: Explanation(
         "The root disk did not appear, could not be mounted, or gave errors while being read or written.",
         "It waited 30 s for the disk. It does not go on beside an error of the file system: half a closure must not "

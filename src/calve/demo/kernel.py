@@ -1,4 +1,4 @@
-"""Debian's kernel for virtual machines: the image for a system, the modules for an initrd."""
+"""Debian's kernels: the image for a system, the modules for an initrd."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from calve.demo.unpack_deb import Unpacker, control
 from calve.errors import DamagedError
 from calve.nix.unpack import storage_error
 
-__all__ = ["META_PACKAGE", "Kernel", "kernel", "kernel_files"]
+__all__ = ["META_PACKAGE", "OTHER_META_PACKAGE", "Kernel", "kernel", "kernel_files"]
 
 META_PACKAGE = "linux-image-cloud-amd64"
-"""Depends on the current kernel, whose package has the release in its name."""
+"""For virtual machines. Depends on the current kernel, whose package has the release in its name."""
 
-_IMAGE_PACKAGE = re.compile(r"linux-image-([0-9][0-9a-z.-]*-cloud-amd64)\b")
+OTHER_META_PACKAGE = "linux-image-amd64"
+"""For any PC, likewise: another build, and so another release, of the same version."""
+
+_IMAGE_PACKAGE = re.compile(r"linux-image-([0-9][0-9a-z.-]*-amd64)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,19 @@ class Kernel:
     modules: Path
 
 
-def kernel(packages: Packages, out: Path) -> Kernel:
-    """Fetch the current cloud kernel and unpack it below `out`, unless it is there.
+def kernel(packages: Packages, out: Path, meta_package: str = META_PACKAGE) -> Kernel:
+    """Fetch the current kernel of a flavour and unpack it below `out`, unless it is there.
+
+    Args:
+        packages: where it comes from.
+        out: a directory, made where it is missing.
+        meta_package: names the flavour.
 
     Raises:
         DamagedError: the packages are not what they should be.
         SpaceError, CalveError: `out` cannot be written to.
     """
-    meta = packages.fetch([META_PACKAGE])[0]
+    meta = packages.fetch([meta_package])[0]
     match = _IMAGE_PACKAGE.search(control(meta.path).get("Depends", ""))
     if match is None:
         raise DamagedError("it depends on no kernel image", place=meta.path)

@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from calve.contract.abi import EXTENSION
 from calve.demo.imports import SELF, Importer, temporary
 from calve.demo.kernel import Kernel
 from calve.errors import UsageError
@@ -38,7 +39,8 @@ class Boot:
         kernel: its image becomes a store path.
         initrd: a file that becomes a store path; None for a system that only an image's own initrd starts.
         params: the kernel's command line, without init=.
-        extension: bootspec's `org.calve.v1`; None leaves it out.
+        extension: bootspec's `org.calve.v1` (`contract.abi.Abi.dump`), which says that the initrd has the agent;
+            None leaves it out.
     """
 
     kernel: Kernel
@@ -146,5 +148,5 @@ def _bootspec(system: System, files: Mapping[str, str], boot: Boot) -> dict[str,
         "org.nixos.specialisation.v1": {},
     }
     if boot.extension is not None:
-        document["org.calve.v1"] = dict(boot.extension)
+        document[EXTENSION] = dict(boot.extension)
     return document

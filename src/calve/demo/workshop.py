@@ -18,8 +18,9 @@ from calve.boot.policy import Policy
 from calve.boot.store import BootStore
 from calve.cache import pull
 from calve.cache.objects import Objects
+from calve.contract.abi import Abi
 from calve.demo import kept
-from calve.demo.kernel import Kernel, kernel
+from calve.demo.kernel import META_PACKAGE, OTHER_META_PACKAGE, Kernel, kernel
 from calve.demo.packages import Packages
 from calve.demo.system import Boot
 from calve.demo.tiny import build_tiny
@@ -57,7 +58,7 @@ _HALF_MADE = (
 )
 
 
-_KEPT = {"images/initrd-*.img": 4, "images/root-*-*.raw": 2}
+_KEPT = {"images/initrd-*.img": 6, "images/root-*-*.raw": 2}
 """How many of the parts that change with a source or a package stay; older ones are made again when wanted."""
 
 
@@ -79,7 +80,7 @@ class Workshop:
         directory.mkdir(parents=True, exist_ok=True)
         self._turn = kept.Turn(directory, progress, self.cancel)
         self.packages = Packages(directory / "packages", progress, self.cancel)
-        self._kernel: Kernel | None = None
+        self._kernels: dict[str, Kernel] = {}
 
     def key(self) -> SecretKey:
         """Return the demo's signing key, made on first use."""
@@ -122,19 +123,23 @@ class Workshop:
                 kept.remove(path)
                 kept.remove(path.with_name(f"{path.name}.sha256"))
 
-    def kernel(self) -> Kernel:
-        """Return the kernel that machines and systems have."""
+    def kernel(self, *, other: bool = False) -> Kernel:
+        """Return the kernel that machines and systems have, or another that a system may have instead."""
+        name = OTHER_META_PACKAGE if other else META_PACKAGE
         with self._turn:
-            if self._kernel is None:
-                self._kernel = kernel(self.packages, self.directory / "kernel")
-        return self._kernel
+            if name not in self._kernels:
+                self._kernels[name] = kernel(self.packages, self.directory / "kernel", name)
+        return self._kernels[name]
 
-    def initrd(self, *, hold_s: float = HOLD_S, ca_file: Path | None = None) -> Path:
+    def initrd(
+        self, *, hold_s: float = HOLD_S, ca_file: Path | None = None, other: bool = False
+    ) -> Path:
         """Return an initrd with the agent, which trusts the demo's key.
 
         Args:
             hold_s: how long a failed machine stays on.
             ca_file: authorities for HTTPS; None where machines use plain HTTP alone.
+            other: with the other kernel's modules.
         """
         policy = Policy(
             keys=(self.key().public.dump(),),
@@ -144,7 +149,7 @@ class Workshop:
         agent = payload.build()
         spec = initrd.Initrd(
             busybox=Path(which("busybox", package="busybox-static")),
-            kernel_modules=self.kernel().modules,
+            kernel_modules=self.kernel(other=other).modules,
             agent=agent,
             policy=policy.dump(),
             ca_file=ca_file,
@@ -157,12 +162,19 @@ class Workshop:
                 kept.seal(path)
         return path
 
-    def system(self, store: LocalStore, name: str, release: int) -> StorePath:
+    def system(
+        self, store: LocalStore, name: str, release: int, *, other_kernel: bool = False
+    ) -> StorePath:
         """Build a release of a system ("tiny", "webserver") into a store.
 
-        The tiny one has no initrd of its own: it is for fast tests, and only an image's initrd starts it.
+        The tiny one has no initrd of its own unless it has the other kernel: it is for fast tests, and only an
+        image's initrd starts it.
         """
-        boot = Boot(self.kernel(), None if name == "tiny" else self.initrd())
+        found = self.kernel(other=other_kernel)
+        boot = Boot(found)
+        if other_kernel or name != "tiny":
+            offers = Abi(calve.__version__, kernel_release=found.version)
+            boot = Boot(found, self.initrd(other=other_kernel), extension=offers.dump())
         with self._turn:
             return BUILDERS[name](store, self.packages, release=release, boot=boot)
 

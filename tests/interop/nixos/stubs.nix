@@ -100,7 +100,12 @@ in
       bootspec.extensions = option (types.attrsOf types.anything) { };
       growPartition = bool false;
       kernelParams = option (types.listOf (types.strMatching ''([^"[:space:]]|"[^"]*")+'')) [ ];
-      kernelPackages = option types.raw { kernel.modDirVersion = "6.12.1"; };
+      kernelPackages = option types.raw {
+        kernel = {
+          modDirVersion = "6.12.1";
+          outPath = "/nix/store/00000000000000000000000000000000-linux-6.12.1";
+        };
+      };
       initrd = {
         availableKernelModules = strings;
         network.enable = bool false;

@@ -95,6 +95,12 @@ def test_every_code_can_be_reached():
         Code.KEY_UNKNOWN,
         Code.SYSTEM_INVALID,
         Code.DISK_FAULT,
+        # The hand-off's.
+        Code.CONTRACT_UNKNOWN,
+        Code.KERNEL_FOREIGN,
+        Code.KEXEC_DENIED,
+        Code.KEXEC_FAILED,
+        Code.KEXEC_LOOP,
     }
     assert reached | elsewhere == set(Code)
 

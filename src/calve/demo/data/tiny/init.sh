@@ -13,7 +13,7 @@ mounted /run || $bb mount -t tmpfs -o mode=0755 tmpfs /run
 
 # Evidence (calve.contract.evidence): the initrd is behind us; what follows ends with the first answer.
 read -r now rest </proc/uptime
-echo "@@calve {\"v\":1,\"t\":$now,\"e\":\"phase\",\"n\":\"answer\"}" >/dev/console
+echo "@@calve {\"v\":1,\"t\":$now,\"e\":\"phase\",\"n\":\"answer\",\"kernel\":\"$($bb uname -r)\"}" >/dev/console
 
 $bb ln -sfn "$system" /run/current-system
 [ -e /run/booted-system ] || $bb ln -s "$system" /run/booted-system
