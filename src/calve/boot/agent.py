@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,12 +22,13 @@ from calve.boot.handoff import Handoff
 from calve.boot.policy import Policy
 from calve.boot.store import BootStore
 from calve.cache import keyring, pull
-from calve.cache.objects import Objects, open_objects
+from calve.cache.objects import Objects, is_missing, open_objects
 from calve.clock import SYSTEM, Clock
 from calve.contract import evidence, userdata
 from calve.contract.codes import Code
 from calve.contract.userdata import UserData, UserDataError
 from calve.errors import (
+    AccessError,
     CalveError,
     CancelledError,
     DamagedError,
@@ -40,11 +42,15 @@ from calve.progress import Event, Step
 from calve.tasks import Cancel, Group, limit_arenas
 from calve.transport import imds
 from calve.transport.http import Client, tls_context
+from calve.transport.retry import Policy as Retries
+from calve.transport.retry import delay
 
 __all__ = ["Agent"]
 
 _SAMPLE_S: Final = 0.5
 _REPORT_S: Final = 2.0
+_PATIENCE_S: Final = 30.0
+_AGAIN: Final = Retries(attempts=None, base_s=1.0, cap_s=5.0)
 # Measured (VmHWM): the interpreter and a plan of 3,000 paths; a decoder's window at zstd's level 19; a connection's
 # buffers. The first two bound what a cache can make us take, whatever it was compressed with.
 _MB_FIXED: Final = 26
@@ -144,8 +150,10 @@ class Agent:
                 role = imds.Role(service)
                 caches = [_cache(url, client, role) for url in wanted.caches]
                 self._enter("manifest")
-                answered, trusted = self._trust(store, caches, roots, wanted.keys)
-                self._fetch(store, system, wanted.manifest, answered, trusted, cancel)
+                plan = self._patiently(
+                    lambda: self._plan(store, caches, roots, wanted, cancel), cancel
+                )
+                self._fetch(store, plan, cancel)
             self._enter("commit")
             self._check_system(system)
             self._handoff.prepare(system)
@@ -165,24 +173,44 @@ class Agent:
         )
         self._enter(self._handoff.phase)
 
-    def _fetch(
+    def _patiently(self, plan: Callable[[], pull.PullPlan], cancel: Cancel) -> pull.PullPlan:
+        """Plan; again for a while where access is denied: AWS takes seconds until a new role may what it may.
+
+        At most a third of the deadline goes by with it, so that it is told what was denied.
+        """
+        patience_s = min(_PATIENCE_S, (self._deadline_s or _PATIENCE_S) / 3)
+        begun_s = self._clock.monotonic()
+        attempt = 0
+        while True:
+            try:
+                return plan()
+            except AccessError as error:
+                left_s = patience_s - (self._clock.monotonic() - begun_s)
+                if left_s <= 0 or not is_missing(error):
+                    raise
+            attempt += 1
+            cancel.wait(min(left_s, delay(_AGAIN, attempt, random.random())), self._clock)  # noqa: S311  (jitter)
+
+    def _plan(
         self,
         store: BootStore,
-        system: StorePath,
-        manifest: str,
         caches: Sequence[Objects],
-        trusted: Keyring,
+        roots: Keyring,
+        wanted: UserData,
         cancel: Cancel,
-    ) -> None:
-        plan = pull.plan(
-            caches,
-            [system],
+    ) -> pull.PullPlan:
+        answered, trusted = self._trust(store, caches, roots, wanted.keys)
+        return pull.plan(
+            answered,
+            [_system(wanted.system)],
             store,
             trusted,
-            manifest=manifest,
+            manifest=wanted.manifest,
             cancel=cancel,
             progress=self._listen,
         )
+
+    def _fetch(self, store: BootStore, plan: pull.PullPlan, cancel: Cancel) -> None:
         jobs, decoders = _concurrency(self._policy.memory_mb)
         preflight.check(
             preflight.measure(self._policy.root, memory.available_bytes()),

@@ -329,9 +329,21 @@ def test_a_bucket_that_does_not_exist(cloud, one, machine):
 
 def test_access_denied(cloud, one, machine):
     cloud.principals.set_policy("machine", [])
-    machine.wants(one)
+    machine.wants(one, deadline_s=3)
     boot = refused(machine, "cache-denied", "manifest", "denied or missing")
     assert boot.nars == 0
+
+
+def test_access_denied_to_a_role_that_is_new(cloud, one, machine):
+    """AWS lets it read some seconds after it was made: the boot waits for that, and fetches nothing twice."""
+    denied = Response(
+        403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+    )
+    cloud.faults.add(Answer(denied), times=12)
+    machine.wants(one)
+    boot = machine.boot()
+    assert (boot.code, boot.nars) == (0, 6)
+    machine.check_booted(one, generation=1)
 
 
 def test_access_to_nars_denied(cloud, one, machine):
