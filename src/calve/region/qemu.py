@@ -38,12 +38,22 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MachineImage:
-    """What an image id stands for: kernel, initrd, command line, and the root disk that each instance gets a copy of."""
+    """What an image id stands for.
+
+    Attributes:
+        kernel: of the machine.
+        initrd: of the machine.
+        command_line: of its kernel.
+        disk: the root disk that each instance gets a copy of.
+        log_writes: keep every write and flush of the root disk in `writes.log` beside it, in the order in which they
+            ended: QEMU's `blklogwrites`, the format of Linux's dm-log-writes.
+    """
 
     kernel: Path
     initrd: Path
     command_line: str
     disk: Path
+    log_writes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +146,14 @@ class QemuMachines:
         console = folder / "console.log"
         with theirs, contextlib.ExitStack() as files:
             descriptors = [_open(path, os.O_RDONLY, files) for path in (image.kernel, image.initrd)]
-            disk_fd = _open(disk, os.O_RDWR, files)
+            descriptors.append(_open(disk, os.O_RDWR, files))
+            drive = f"format=raw,file=/dev/fd/{descriptors[-1]}"
+            if image.log_writes:
+                log_fd = _open(folder / "writes.log", os.O_RDWR | os.O_CREAT | os.O_EXCL, files)
+                drive = _logged(descriptors[-1], log_fd)
+                descriptors.append(log_fd)
             out = files.enter_context(console.open("wb"))
-            log = files.enter_context((folder / "qemu.log").open("wb"))
+            messages = files.enter_context((folder / "qemu.log").open("wb"))
             forwards = [Forward(METADATA, 80, metadata.port), *self.forwards]
             net = ",".join(forward.option(self._busybox) for forward in forwards)
             argv: list[str | Path] = [
@@ -150,15 +165,15 @@ class QemuMachines:
                 *("-mon", "chardev=control,mode=control"),
                 *("-kernel", f"/dev/fd/{descriptors[0]}", "-initrd", f"/dev/fd/{descriptors[1]}"),
                 *("-append", image.command_line),
-                *("-drive", f"file=/dev/fd/{disk_fd},format=raw,if=virtio,discard=unmap,{_FULL}"),
+                *("-drive", f"{drive},if=virtio,discard=unmap,{_FULL}"),
                 *("-netdev", f"user,id=net,{_NET},restrict=on,hostfwd=tcp:127.0.0.1:0-:80,{net}"),
                 *("-device", "virtio-net-pci,netdev=net,romfile="),
             ]
             process = Process(
                 argv,
                 stdout=out,
-                stderr=log,
-                pass_fds=[theirs.fileno(), disk_fd, *descriptors],
+                stderr=messages,
+                pass_fds=[theirs.fileno(), *descriptors],
                 unprivileged=True,
                 cwd=Path("/"),  # ours may not be nobody's to enter
             )
@@ -257,8 +272,17 @@ class _Control:
                 return answer
 
 
+def _logged(disk_fd: int, log_fd: int) -> str:
+    """Return the piece of QEMU's -drive for a disk whose writes are logged."""
+    nodes = {"file": disk_fd, "log": log_fd}
+    return "driver=blklogwrites," + ",".join(
+        f"{node}.driver=raw,{node}.file.driver=file,{node}.file.filename=/dev/fd/{fd}"
+        for node, fd in nodes.items()
+    )
+
+
 def _open(path: Path, flags: int, owner: contextlib.ExitStack) -> int:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     owner.callback(os.close, descriptor)
     if flags & os.O_RDWR and os.geteuid() == 0:
         os.fchown(descriptor, NOBODY, NOBODY)
