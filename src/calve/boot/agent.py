@@ -10,7 +10,7 @@ import os
 import random
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,7 @@ from calve.boot.handoff import Handoff
 from calve.boot.policy import Policy
 from calve.boot.store import BootStore
 from calve.cache import keyring, pull
+from calve.cache.manifest import key
 from calve.cache.objects import Objects, is_missing, open_objects
 from calve.clock import SYSTEM, Clock
 from calve.contract import evidence, userdata
@@ -122,16 +123,23 @@ class Agent:
     def _boot(self) -> None:
         cancel = Cancel()
         done = threading.Event()
-        with Group("agent", limit=1, parent=cancel) as group:
-            group.spawn(self._watch, done, group.cancel)
-            try:
-                self._work(group.cancel)
-            except CancelledError as error:
-                if self._late():
-                    raise DeadlineError(f"not done after {self._deadline_s:.0f} s") from error
-                raise
-            finally:
-                done.set()
+        finished = False
+        try:
+            with Group("agent", limit=1, parent=cancel) as group:
+                group.spawn(self._watch, done, group.cancel)
+                try:
+                    self._work(group.cancel)
+                    finished = True
+                finally:
+                    done.set()
+        except CancelledError as error:
+            if (
+                finished
+            ):  # the deadline passed in the last moment: the system is committed all the same
+                return
+            if self._late():
+                raise DeadlineError(f"not done after {self._deadline_s:.0f} s") from error
+            raise
 
     def _work(self, cancel: Cancel) -> None:
         self._enter("imds")
@@ -150,13 +158,22 @@ class Agent:
                 role = imds.Role(service)
                 caches = [_cache(url, client, role) for url in wanted.caches]
                 self._enter("manifest")
-                plan = self._patiently(
-                    lambda: self._plan(store, caches, roots, wanted, cancel), cancel
+                self._await_access(caches, wanted.manifest, cancel)
+                answered, trusted = self._trust(store, caches, roots, wanted.keys)
+                plan = pull.plan(
+                    answered,
+                    [system],
+                    store,
+                    trusted,
+                    manifest=wanted.manifest,
+                    cancel=cancel,
+                    progress=self._listen,
                 )
                 self._fetch(store, plan, cancel)
             self._enter("commit")
             self._check_system(system)
             self._handoff.prepare(system)
+            cancel.check()
             generation = store.finish(system)
         figures = self._figures
         self._console.emit(
@@ -173,42 +190,21 @@ class Agent:
         )
         self._enter(self._handoff.phase)
 
-    def _patiently(self, plan: Callable[[], pull.PullPlan], cancel: Cancel) -> pull.PullPlan:
-        """Plan; again for a while where access is denied: AWS takes seconds until a new role may what it may.
+    def _await_access(self, caches: Sequence[Objects], manifest: str, cancel: Cancel) -> None:
+        """Wait for a while where access is denied: AWS takes seconds until a new role may what it may.
 
-        At most a third of the deadline goes by with it, so that it is told what was denied.
+        Only then does "denied" say "missing", of a keyring too. At most a third of the deadline goes by with it, so
+        that what was denied is told.
         """
         patience_s = min(_PATIENCE_S, (self._deadline_s or _PATIENCE_S) / 3)
         begun_s = self._clock.monotonic()
         attempt = 0
-        while True:
-            try:
-                return plan()
-            except AccessError as error:
-                left_s = patience_s - (self._clock.monotonic() - begun_s)
-                if left_s <= 0 or not is_missing(error):
-                    raise
+        while all(_denied(cache, key(manifest)) for cache in caches):
+            left_s = patience_s - (self._clock.monotonic() - begun_s)
+            if left_s <= 0:
+                return  # what needs the access says so
             attempt += 1
             cancel.wait(min(left_s, delay(_AGAIN, attempt, random.random())), self._clock)  # noqa: S311  (jitter)
-
-    def _plan(
-        self,
-        store: BootStore,
-        caches: Sequence[Objects],
-        roots: Keyring,
-        wanted: UserData,
-        cancel: Cancel,
-    ) -> pull.PullPlan:
-        answered, trusted = self._trust(store, caches, roots, wanted.keys)
-        return pull.plan(
-            answered,
-            [_system(wanted.system)],
-            store,
-            trusted,
-            manifest=wanted.manifest,
-            cancel=cancel,
-            progress=self._listen,
-        )
 
     def _fetch(self, store: BootStore, plan: pull.PullPlan, cancel: Cancel) -> None:
         jobs, decoders = _concurrency(self._policy.memory_mb)
@@ -286,6 +282,17 @@ class Agent:
                     unit=step.unit,
                     available_mb=_mb(available),
                 )
+
+
+def _denied(cache: Objects, name: str) -> bool:
+    """Say whether a cache denies to look at an object, which may also be missing."""
+    try:
+        cache.head(name)
+    except AccessError as error:
+        return is_missing(error)
+    except CalveError:
+        pass  # whoever reads it is told
+    return False
 
 
 def _system(text: str) -> StorePath:

@@ -105,10 +105,9 @@ def read_wanted(root: Path, system: StorePath) -> abi.Wanted:
     Raises:
         UserDataError: its boot.json is damaged, or of a version that we do not know.
     """
-    toplevel = root / str(system).lstrip("/")
     release = _modules_release(root, f"{system}/kernel-modules")
     try:
-        with (toplevel / "boot.json").open("rb") as file:
+        with _below(root, f"{system}/boot.json").open("rb") as file:
             data = file.read(abi.LIMIT_BYTES + 1)
     except FileNotFoundError:
         return abi.Wanted(modules_release=release)

@@ -120,6 +120,7 @@ class BootStore:
         """Keep the highest sequences seen; durable on return."""
         if sequences != self.sequences():
             _replace(self._root / _KEYRINGS, [dump_sequences(sequences)])
+            self._staging.sync()
 
     # The end of a boot
 

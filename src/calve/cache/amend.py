@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from calve.cache.objects import MissingCacheError, Objects
+from calve.cache.objects import MissingCacheError, Objects, is_missing
 from calve.errors import AccessError, ConflictError, DamagedError, NotFoundError, UsageError
 from calve.nix.narinfo import MAX_NARINFO_BYTES, NarInfo, PathInfo, merge_signatures
 from calve.nix.signing import SecretKey
@@ -62,7 +62,9 @@ def amend(
             return
         try:
             old, tag = objects.get_tagged(key, MAX_NARINFO_BYTES)
-        except NotFoundError:
+        except (NotFoundError, AccessError) as error:
+            if isinstance(error, AccessError) and (fresh or not is_missing(error)):
+                raise
             fresh = True
             continue
         except DamagedError:  # longer than any reader takes

@@ -16,7 +16,14 @@ from calve.cache.compression import Read, decompressor
 from calve.cache.lookup import OTHER_MAY_HELP, Found, find_same, gravest
 from calve.cache.objects import Objects
 from calve.clock import Clock
-from calve.errors import CalveError, DamagedError, DeadlineError, TransientError, VerificationError
+from calve.errors import (
+    CalveError,
+    DamagedError,
+    DeadlineError,
+    TransientError,
+    UsageError,
+    VerificationError,
+)
 from calve.nix import nar
 from calve.nix.narinfo import PathInfo
 from calve.nix.signing import Keyring
@@ -133,7 +140,7 @@ class Fetcher:
             try:
                 again = find_same([cache], self._keyring, found.entry.info)  # it may have moved
                 self._stage(again, cancel, None)
-            except OTHER_MAY_HELP as error:
+            except (*OTHER_MAY_HELP, UsageError) as error:
                 errors.append(error)
             else:
                 return again.entry.info

@@ -356,6 +356,10 @@ class _Collector:
             todo = [one for one in batch if not reach.keeps(one.key)]
             if lease.fresh:
                 break
+        if (
+            kind is Kind.NARINFO
+        ):  # those that a push wants by now keep their NARs, whatever they are
+            reach.add_narinfos([one.key for one in batch if reach.keeps(one.key)], self._jobs)
         if not todo:
             return []
         stayed = self._objects.delete_many(todo)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from calve.cache import manifest as manifests
 from calve.cache import roots as records
 from calve.cache.manifest import Manifest
-from calve.cache.objects import Objects
+from calve.cache.objects import Objects, is_missing
 from calve.cache.roots import Root
 from calve.clock import Clock
-from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
+from calve.errors import AccessError, ConflictError, DamagedError, NotFoundError, UsageError
 from calve.nix.storepath import StorePath
 
 __all__ = ["OWNER", "Keep", "root_name", "root_names"]
@@ -69,7 +69,9 @@ class Keep:
         root, tag = found
         try:
             manifest = manifests.read(objects, root.manifest)
-        except (NotFoundError, DamagedError, UsageError):
+        except (NotFoundError, AccessError, DamagedError, UsageError) as error:
+            if isinstance(error, AccessError) and not is_missing(error):
+                raise
             return cls(path, name, root, tag)  # then every path is asked for
         return cls(path, name, root, tag, manifest)
 

@@ -256,17 +256,21 @@ def unpack(data: bytes, digest: str, place: str) -> tuple[bytes, tuple[Signature
         at += size
         return data[at - size : at]
 
-    content = decompressor("zstd", source, place=place)
-    parts: list[bytes] = []
+    # Twice: nothing is kept of what is not the one of this digest, however much it would be.
+    begin = at
+    digester = hashlib.sha256()
     total = 0
+    content = decompressor("zstd", source, place=place)
     while chunk := content(1 << 18):
-        parts.append(chunk)
+        digester.update(chunk)
         total += len(chunk)
         if total > MAX_BYTES:
             raise DamagedError(f"the manifest is longer than {MAX_BYTES} bytes", place=place)
-    body = b"".join(parts)
-    if digest_of(body) != digest:
+    if digester.hexdigest() != digest:
         raise DamagedError("the manifest is not the one of this digest", place=place)
+    at = begin
+    content = decompressor("zstd", source, place=place)
+    body = b"".join(iter(lambda: content(1 << 18), b""))
     return body, signatures
 
 

@@ -129,6 +129,11 @@ def push(
         raise UsageError("a push needs a store path")
     wanted = root_names(dict.fromkeys(roots))
     infos = {info.path: info for info in store.closure(list(wanted))}
+    if len(infos) > manifests.MAX_PATHS:
+        raise UsageError(
+            f"{len(infos)} paths are more than the {manifests.MAX_PATHS} of one push",
+            hint="push fewer closures at once",
+        )
     for info in infos.values():
         check_size(info, key)
     turns = 0

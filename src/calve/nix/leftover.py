@@ -6,6 +6,7 @@ in: data that was not synced outlives a `kill -9`, but no power cut, which may l
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -25,6 +26,7 @@ LOCK = "lock"
 BOOT = "boot"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_ID_BYTES = 64
+_NO_FILE = frozenset({errno.EISDIR, errno.ELOOP})
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE_BOOT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,7 +57,13 @@ class Leftover:
             fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None  # gone since, no directory, or another user's
-        lock_fd = lock(fd)
+        try:
+            lock_fd = lock(fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in _NO_FILE:
+                return None  # not one of ours
+            raise
         if lock_fd is None:
             os.close(fd)
             return None
