@@ -137,8 +137,8 @@ def test_a_cache_that_cannot_say_is_left_out(cloud, one, machine):
 def test_a_revocation_counts_though_access_is_denied_at_first(cloud, one, machine):
     """To a role that is new AWS denies everything for some seconds: that says nothing of a keyring."""
     body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-    cloud.faults.add(Answer(Response(403, {}, body)), times=1)
     publish(cloud, 1, revoke=[cloud.key.public])
+    cloud.faults.add(Answer(Response(403, {}, body)), times=1)
     machine.wants(one)
     failed(machine, "key-unknown", "test-1")
     assert cloud.faults.injected == 1
