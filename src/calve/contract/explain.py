@@ -95,8 +95,8 @@ _CACHE = {
     Code.CACHE_DENIED: Explanation(
         "The cache answered 403. Without the permission to list the bucket, S3 says 403 of an object that is missing, "
         "too.",
-        "It renewed the role's credentials where they had expired, and corrected a clock that was off; what remained "
-        "was a denial.",
+        "It renewed the role's credentials where they had expired, corrected a clock that was off, and waited up to "
+        "30 s (at most a third of its deadline) for a role that is new; what remained was a denial.",
         "Look at the role of the instance profile: it needs s3:GetObject on the bucket's objects, and s3:ListBucket "
         "on the bucket to have missing objects called missing. Look at the bucket's policy, and at the KMS key where "
         "the bucket has one. If all of that is right, push the closure again: an object may be missing.",
