@@ -19,7 +19,7 @@ from calve.cache.amend import amend
 from calve.cache.content import measure
 from calve.cache.crew import Crew
 from calve.cache.judge import Claim
-from calve.cache.lookup import narinfo_key, read_narinfo
+from calve.cache.lookup import OTHER_MAY_HELP, narinfo_key, read_narinfo
 from calve.cache.objects import MissingCacheError, Objects
 from calve.cache.scope import each
 from calve.cache.sources import Source, Stream
@@ -242,7 +242,7 @@ class Mender:
         if builds:
             raise ConflictError(f"manifests name different builds of it; {PUSH_AGAIN}")
         for source in self._sources:
-            with suppress(NotFoundError, VerificationError, UsageError):
+            with suppress(*OTHER_MAY_HELP, UsageError):
                 info = source.facts(path)
                 if self._trusts(info):
                     return NarInfo(info, _key(info), "zstd")
@@ -294,12 +294,12 @@ class Mender:
         reasons: list[str] = []
         for source in self._sources:
             try:
-                stream, compression = source.nar(base.info, base.compression)
+                _, compression = _opened(source, base)
                 key = base.url if compression == base.compression else _key(base.info)
                 made = replace(base, url=key, compression=compression)
                 if self._dry_run:
                     return made, 0
-                stream = self._send(key, lambda: source.nar(base.info, base.compression)[0], cancel)  # noqa: B023
+                stream = self._send(key, lambda: _opened(source, base)[0], cancel)  # noqa: B023
             except CancelledError:
                 raise
             except (_SourceError, NotFoundError, VerificationError, UsageError) as error:
@@ -347,6 +347,16 @@ class Mender:
 def _key(info: PathInfo) -> str:
     """Return the key that a push gives a path's NAR."""
     return f"nar/{encode32(info.nar_hash.digest)}.nar.zst"
+
+
+def _opened(source: Source, base: NarInfo) -> tuple[Stream, str]:
+    """Open a source's NAR; what it fails to give is its error, and another may give it."""
+    try:
+        return source.nar(base.info, base.compression)
+    except CancelledError:
+        raise
+    except CalveError as error:
+        raise _SourceError(error.message, place=error.place) from error
 
 
 def _told_apart(stream: Stream, cancel: Cancel) -> Generator[bytes, None, None]:

@@ -6,6 +6,7 @@ alone: `{"version": 1, "cache": URL, "sequence": N}`. The agent has a record of 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -85,8 +86,17 @@ class Sequences:
         """
         if sequence <= self.load(url):
             return
-        body = record.dump({"version": VERSION, "cache": url, "sequence": sequence})
         self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX)  # another process may be remembering a higher one
+            if sequence > self.load(url):
+                self._replace(url, sequence)
+        finally:
+            os.close(owner)
+
+    def _replace(self, url: str, sequence: int) -> None:
+        body = record.dump({"version": VERSION, "cache": url, "sequence": sequence})
         descriptor, temporary = tempfile.mkstemp(dir=self._place, prefix=".new-")
         try:
             with os.fdopen(descriptor, "wb") as file:
