@@ -339,7 +339,7 @@ def test_access_denied_to_a_role_that_is_new(cloud, one, machine):
     denied = Response(
         403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
     )
-    cloud.faults.add(Answer(denied), times=12)
+    cloud.faults.add(Answer(denied), times=4)  # 12 s of waiting at most, of 20
     machine.wants(one)
     boot = machine.boot()
     assert (boot.code, boot.nars) == (0, 6)
