@@ -30,7 +30,7 @@ __all__ = ["Kind", "Reach", "Survey", "Tally", "kind_of", "survey"]
 
 _DIGIT = "[0-9abcdfghijklmnpqrsvwxyz]"
 _NARINFO = re.compile(rf"({_DIGIT}{{32}})\.narinfo")
-_MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.(?:json\.zst|sig\.json)")
+_MANIFEST = re.compile(r"manifests/([0-9a-f]{64})\.json\.zst")
 _NAR = re.compile(r"nar/[!-~]{1,1020}")  # of other keys there are no tombstones
 _HASHED = re.compile(rf"nar/({_DIGIT}{{52}})(?!{_DIGIT})")
 _STEP = 1000

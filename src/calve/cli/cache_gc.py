@@ -6,9 +6,10 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from calve.cli import cache_options as shared
 from calve.cli import common
 from calve.cli.session import Session
-from calve.errors import NotFoundError, UsageError
+from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from calve.cache.gc import Collected
@@ -30,9 +31,7 @@ def _duration(text: str) -> int:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--cache", metavar="URL", help="the cache: s3://…, file:///… (default: the fleet file's)"
-    )
+    shared.add_cache(parser)
     parser.add_argument(
         "--grace",
         type=_duration,
@@ -58,9 +57,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
     from calve.cache import gc
 
     cache = common.cache_of(options, "cache")
-    url = options.cache or (None if cache is None else cache.url)
-    if url is None:
-        raise UsageError("no cache is named", hint="give --cache URL, or [cache] in calve.toml")
+    url = shared.target(options, cache)
     with common.caches(session, [url]) as (objects,):
         # Whoever mistypes a prefix is not to be told that there is no garbage.
         _check(objects)

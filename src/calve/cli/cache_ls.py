@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from calve.cli import cache_options as shared
 from calve.cli import common
 from calve.cli.session import Session
-from calve.errors import UsageError
 
 if TYPE_CHECKING:
     from calve.cache.pins import Kept
@@ -17,11 +17,7 @@ __all__ = ["arguments", "run"]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--cache",
-        metavar="URL",
-        help="the cache: s3://…, https://…, file:///… (default: the fleet file's)",
-    )
+    shared.add_cache(parser)
     common.add_json(parser)
     common.add_config(parser)
 
@@ -32,9 +28,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
     from calve.ui.table import table
 
     cache = common.cache_of(options, "cache")
-    url = options.cache or (None if cache is None else cache.url)
-    if url is None:
-        raise UsageError("no cache is named", hint="give --cache URL, or [cache] in calve.toml")
+    url = shared.target(options, cache)
     with common.caches(session, [url]) as (objects,):
         found = list(kept(objects))
         if options.json:

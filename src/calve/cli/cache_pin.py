@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calve.cli import cache_options as shared
 from calve.cli import common
 from calve.cli.session import Session
 from calve.errors import UsageError
@@ -32,9 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a store path, a link to one, or the digest of a manifest",
     )
     parser.add_argument("--remove", action="store_true", help="keep it no longer")
-    parser.add_argument(
-        "--cache", metavar="URL", help="the cache: s3://…, file:///… (default: the fleet file's)"
-    )
+    shared.add_cache(parser)
     parser.add_argument(
         "--trusted",
         action="append",
@@ -56,9 +55,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
     if options.remove == (options.closure is not None):
         raise UsageError("give either a path or the digest of a manifest, or --remove")
     cache = common.cache_of(options, "cache")
-    url = options.cache or (None if cache is None else cache.url)
-    if url is None:
-        raise UsageError("no cache is named", hint="give --cache URL, or [cache] in calve.toml")
+    url = shared.target(options, cache)
     what = None if options.remove else _what(options.closure)
     with common.caches(session, [url]) as (objects,):
         if options.dry_run:

@@ -351,16 +351,6 @@ def test_nothing_else_is_ever_touched(stock) -> None:
     assert not stock.shelf.has(OLD)
 
 
-def test_signatures_beside_old_manifests_go_with_them(stock) -> None:
-    for digest in (stock.kept, stock.gone):
-        stock.cache.data[f"manifests/{digest}.sig.json"] = b"{}"
-    stock.shelf.collect()
-    assert [key for key in stock.cache.data if "sig" in key] == [f"manifests/{stock.kept}.sig.json"]
-
-
-# NARs that narinfos name, and manifests do not
-
-
 @pytest.mark.parametrize("rebuilt", [False, True])
 def test_the_nar_that_a_kept_narinfo_names_is_kept(stock, rebuilt) -> None:
     """Another push amended the narinfo of a path that is kept, and its manifest is gone."""
