@@ -1,21 +1,18 @@
-"""Write the agent's payload as a directory: what the NixOS initrd carries.
+"""Write a payload as a directory: what the NixOS initrd carries, or the agent's part in stage 2.
 
-`calve.disk.payload` finds out what the agent reaches, as it does for an initrd of ours. Below OUT:
+`calve.disk.payload` finds out what the entry reaches, as it does for an initrd of ours. Below OUT:
   calve/      the pruned Python; it stands at /calve in the initrd
   libraries/  a link to each shared object that it loads: NixOS copies what a link leads to, also a library that no
               ELF header names (libgcc_s, which glibc opens by itself)
 
-Usage: python3 agent_tree.py OUT
+Usage: python3 agent_tree.py OUT [ENTRY]
 """
 
 # ruff: noqa: INP001  (a script)
 
 from __future__ import annotations
 
-import shutil
-import stat
 import sys
-import tempfile
 from pathlib import Path
 
 from calve.disk import payload
@@ -31,20 +28,7 @@ def write(agent: payload.Payload, out: Path) -> None:
         out: a directory; `calve` and `libraries` are made in it.
     """
     out.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(prefix="calve-") as scratch:
-        for entry in agent.entries(Path(scratch)):
-            if not entry.path.startswith(f"{payload.PREFIX}/"):
-                continue  # a library of the system: a link below
-            place = out / entry.path
-            if stat.S_ISDIR(entry.mode):
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(entry.content, bytes):
-                place.write_bytes(entry.content)
-            else:
-                shutil.copyfile(entry.content, place)
-            place.chmod(stat.S_IMODE(entry.mode))
+    agent.write(out)
     links = out / "libraries"
     links.mkdir()
     for number, (library, where) in enumerate(agent.libraries):
@@ -55,10 +39,10 @@ def write(agent: payload.Payload, out: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Write the payload of the running Python."""
-    if len(arguments) != 1:
+    if len(arguments) not in {1, 2}:
         sys.stderr.write(__doc__)
         return 2
-    write(payload.build(), Path(arguments[0]))
+    write(payload.build(*arguments[1:]), Path(arguments[0]))
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from calve.boot import served
 from calve.boot.agent import Agent
 from calve.boot.console import Console
 from calve.boot.policy import Policy
@@ -105,7 +106,13 @@ class Machine:
             release=number,
         ).dump()
         out = io.StringIO()
-        policy = Policy((self.operator.key.public.dump(),), self.root, self.server.url, hold_s=0)
+        policy = Policy(
+            (self.operator.key.public.dump(),),
+            self.root,
+            self.server.url,
+            hold_s=0,
+            run=self.root.parent / "run",
+        )
         code = Agent(policy, Console(out)).run()
         events = {event.kind: event for event in evidence.read(out.getvalue())}
         assert code == 0, out.getvalue()
@@ -205,6 +212,8 @@ def test_collecting_garbage_keeps_the_running_system_and_the_last_good_one(
     for number, system in ((1, one), (2, two), (3, three)):
         machine.boot(system, number)
         machine.stage_2()
+        if system is two:
+            served.confirm(machine.root, two.toplevel)
     unrelated = nix.root / "unrelated"
     unrelated.write_text("nobody wants it")
     added = nix.lines("nix-store", "--add", unrelated)[0]

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import calve
-from calve.boot import memory, preflight
+from calve.boot import fallback, memory, preflight, served
 from calve.boot.console import Console
+from calve.boot.depart import depart
 from calve.boot.failure import Failure, classify
 from calve.boot.handoff import Handoff
+from calve.boot.handover import Handover
 from calve.boot.policy import Policy
-from calve.boot.store import BootStore
+from calve.boot.store import BootStore, profile_system
+from calve.boot.uplink import BEAT_S, open_uplink
 from calve.cache import keyring, pull
 from calve.cache.manifest import key
 from calve.cache.objects import Objects, is_missing, open_objects
@@ -51,6 +54,8 @@ __all__ = ["Agent"]
 _SAMPLE_S: Final = 0.5
 _REPORT_S: Final = 2.0
 _PATIENCE_S: Final = 30.0
+_NO_NETWORK: Final = "no-network"
+_REASON_CHARS: Final = 300
 _AGAIN: Final = Retries(attempts=None, base_s=1.0, cap_s=5.0)
 # Measured (VmHWM): the interpreter and a plan of 3,000 paths; a decoder's window at zstd's level 19; a connection's
 # buffers. The first two bound what a cache can make us take, whatever it was compressed with.
@@ -88,10 +93,12 @@ class Agent:
         self._phase = "imds"
         self._figures = _Figures()
         self._started = clock.monotonic()
-        self._deadline_s: float | None = None
+        self._wanted: UserData | None = None
+        self._held = False  # a launch hook waits for this machine
+        self._handover = Handover(policy)
 
     def run(self) -> int:
-        """Boot; 0 where the profile names the system that user data asked for, else 1, after the hold.
+        """Boot; 0 where the profile names the system to start, else 1, after all that a failure asks for.
 
         Does not return where the system needs a kernel of its own: then that starts.
         """
@@ -104,17 +111,47 @@ class Agent:
         )
         try:
             self._boot()
-            self._handoff.leave()
+            self._leave()
         except Exception as error:  # noqa: BLE001  (the last place: everything becomes a code)
-            self._fail(classify(self._phase, error), error)
+            failure = classify(self._phase, error)
+            if self._falls_back(failure):
+                return 0
+            self._fail(failure, error)
             return 1
         return 0
+
+    def _leave(self) -> None:
+        self._handover.write(self._console.transcript())
+        self._handoff.leave()
 
     def _fail(self, failure: Failure, error: Exception) -> None:
         if failure.code is Code.INTERNAL and not isinstance(error, CalveError):
             self._console.write("".join(traceback.format_exception(error)))
         self._console.emit("fail", code=failure.code, phase=failure.phase, message=failure.message)
-        self._clock.wait(threading.Event(), self._policy.hold_s)
+        depart(self._policy, self._console, self._wanted, clock=self._clock)
+
+    def _falls_back(self, failure: Failure) -> bool:
+        """Start another system in place of the one that failed, where that may be; say whether it can."""
+        root = self._policy.root
+        choice = fallback.after(
+            failure, served.read(root), current=profile_system(root), rescue=self._policy.rescue
+        )
+        if not isinstance(choice, fallback.Start):
+            return False
+        try:
+            with BootStore(root) as store:
+                self._degrade(choice.system, failure.code, failure.message)
+                self._finish(store, choice.system)
+            self._enter(self._handoff.phase)
+            self._leave()
+        except Exception as error:  # noqa: BLE001  (likewise; what was wrong first is what is told)
+            self._console.emit("note", message=f"cannot fall back: {error}")
+            return False
+        return True
+
+    def _degrade(self, system: StorePath, code: str, message: str) -> None:
+        """Say that it is another system that goes on."""
+        self._console.emit("degraded", system=str(system), code=code, message=message)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
@@ -125,10 +162,10 @@ class Agent:
         done = threading.Event()
         finished = False
         try:
-            with Group("agent", limit=1, parent=cancel) as group:
+            with Group("agent", limit=2, parent=cancel) as group:
                 group.spawn(self._watch, done, group.cancel)
                 try:
-                    self._work(group.cancel)
+                    self._work(group, done)
                     finished = True
                 finally:
                     done.set()
@@ -141,16 +178,25 @@ class Agent:
                 raise DeadlineError(f"not done after {self._deadline_s:.0f} s") from error
             raise
 
-    def _work(self, cancel: Cancel) -> None:
+    def _work(self, group: Group, done: threading.Event) -> None:
+        cancel = group.cancel
+        self._check_network()
         self._enter("imds")
         with contextlib.ExitStack() as owner:
             metadata = imds.client(cancel=cancel)
             owner.callback(metadata.close)
             service = imds.Imds(metadata, self._policy.imds)
-            wanted = UserData.parse(service.user_data())
-            self._deadline_s = wanted.deadline_s
+            data = service.user_data()
+            wanted = self._wanted = UserData.parse(data)
+            self._handover.user_data = data or b""
             roots = Keyring.parse(self._policy.keys)
-            system = _system(wanted.system)
+            known = served.read(self._policy.root)
+            self._held = wanted.hook is not None and known.good is None
+            if self._held:
+                group.spawn(self._beat, wanted, done, cancel)
+            system = fallback.instead(_system(wanted.system), known)
+            if str(system) != wanted.system:
+                self._degrade(system, Code.UNHEALTHY, f"{wanted.system} was not healthy here")
             store = owner.enter_context(BootStore(self._policy.root))
             if not store.whole(system):
                 client = Client(context=tls_context(self._policy.ca_file), cancel=cancel)
@@ -170,16 +216,23 @@ class Agent:
                     progress=self._listen,
                 )
                 self._fetch(store, plan, cancel)
-            self._enter("commit")
-            self._check_system(system)
-            self._handoff.prepare(system)
             cancel.check()
-            generation = store.finish(system)
-        figures = self._figures
+            self._finish(store, system)
+        self._enter(self._handoff.phase)
+
+    def _finish(self, store: BootStore, system: StorePath) -> None:
+        """Make a system that is whole on the disk the one that starts."""
+        self._enter("commit")
+        self._check_system(system)
+        self._handoff.prepare(system)
+        if self._held:
+            self._handoff.check_health(system)
+        generation = store.finish(system)
+        figures, wanted = self._figures, self._wanted
         self._console.emit(
             "ready",
             system=str(system),
-            release=wanted.release,
+            **({} if wanted is None else {"release": wanted.release}),
             generation=generation,
             paths=figures.paths,
             nar_bytes=figures.nar_bytes,
@@ -188,7 +241,6 @@ class Agent:
             lowest_available_mb=_mb(min(figures.lowest_available, memory.available_bytes())),
             **({"note": self._handoff.note} if self._handoff.note else {}),
         )
-        self._enter(self._handoff.phase)
 
     def _await_access(self, caches: Sequence[Objects], manifest: str, cancel: Cancel) -> None:
         """Wait for a while where access is denied: AWS takes seconds until a new role may what it may.
@@ -196,7 +248,7 @@ class Agent:
         Only then does "denied" say "missing", of a keyring too. At most a third of the deadline goes by with it, so
         that what was denied is told.
         """
-        patience_s = min(_PATIENCE_S, (self._deadline_s or _PATIENCE_S) / 3)
+        patience_s = min(_PATIENCE_S, self._deadline_s / 3)
         begun_s = self._clock.monotonic()
         attempt = 0
         while all(_denied(cache, key(manifest)) for cache in caches):
@@ -247,6 +299,15 @@ class Agent:
             )
         return found.caches, Keyring(chosen)
 
+    def _check_network(self) -> None:
+        """Fail where the initrd left word that there is no network: a machine that has served need not end there."""
+        try:
+            reason = (self._policy.run / _NO_NETWORK).read_text("utf-8", "replace").strip()
+        except FileNotFoundError:
+            return
+        self._phase = "network"
+        raise UserDataError(Code.IMDS_UNREACHABLE, reason[:_REASON_CHARS])
+
     def _check_system(self, system: StorePath) -> None:
         init = self._policy.root / str(system).lstrip("/") / "init"
         if not os.path.lexists(init):
@@ -254,9 +315,21 @@ class Agent:
 
     # What runs beside
 
+    @property
+    def _deadline_s(self) -> float:
+        return float("inf") if self._wanted is None else self._wanted.deadline_s
+
     def _late(self) -> bool:
-        limit = self._deadline_s
-        return limit is not None and self._clock.monotonic() - self._started > limit
+        return self._clock.monotonic() - self._started > self._deadline_s
+
+    def _beat(self, wanted: UserData, done: threading.Event, cancel: Cancel) -> None:
+        """Keep the launch hook from timing out while the machine works; a beat that is lost ends nothing."""
+        while not self._clock.wait(done, BEAT_S):
+            with (
+                contextlib.suppress(CalveError),
+                open_uplink(self._policy, wanted, cancel=cancel) as uplink,
+            ):
+                uplink.beat()
 
     def _listen(self, event: Event) -> None:
         if isinstance(event, Step):

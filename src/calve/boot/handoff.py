@@ -74,6 +74,19 @@ class Handoff:
         if isinstance(decision, abi.Kexec):
             self._load(decision)
 
+    def check_health(self, system: StorePath) -> None:
+        """Refuse a system that would never tell a launch hook that it is healthy: it would time out, in minutes.
+
+        Raises:
+            UserDataError: its bootspec names no health units.
+        """
+        found = read_wanted(self._root, system).abi
+        if found is None or not found.health_units:
+            raise UserDataError(
+                Code.HEALTH_MISSING,
+                "the closure has no unit that would complete the launch hook",
+            )
+
     def _load(self, wanted: abi.Kexec) -> None:
         try:
             self._loader.load(

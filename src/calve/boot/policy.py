@@ -1,9 +1,10 @@
 """The image's policy: what whoever built the image decided, `/etc/calve/agent.json` in the initrd.
 
     {"version": 1, "root": "/sysroot", "imds": "http://169.254.169.254", "keys": ["acme-1:base64…"],
-     "ca_file": "/etc/calve/ca.pem", "memory_mb": 48, "hold_s": 60}
+     "ca_file": "/etc/calve/ca.pem", "memory_mb": 48, "hold_s": 60, "rescue": false, "debug": false}
 
-User data chooses among its keys and can change nothing of it. The kernel command line may set `calve.hold=SECONDS`.
+User data chooses among its keys and can change nothing of it. The kernel command line may set `calve.hold=SECONDS`,
+and `calve.debug=1`, which counts only where the image allows it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Policy:
         ca_file: certificate authorities for HTTPS; None is OpenSSL's default.
         hold_s: seconds a failed machine stays on, so that its console is read.
         memory_mb: what the agent may use; concurrency follows.
+        rescue: where user data is not ours, the image's own system starts; else the machine powers off.
+        debug: a root shell on the console may be asked for on the kernel command line.
+        run: where this boot leaves what its stage 2 asks for.
     """
 
     keys: tuple[str, ...]
@@ -39,6 +43,9 @@ class Policy:
     ca_file: str | None = None
     hold_s: float = 60.0
     memory_mb: int = 48
+    rescue: bool = False
+    debug: bool = False
+    run: Path = Path("/run/calve")
 
     def dump(self) -> bytes:
         """Return the file's content."""
@@ -50,6 +57,9 @@ class Policy:
             "ca_file": self.ca_file,
             "hold_s": self.hold_s,
             "memory_mb": self.memory_mb,
+            "rescue": self.rescue,
+            "debug": self.debug,
+            "run": str(self.run),
         }
         return json.dumps(body, indent=1).encode() + b"\n"
 
@@ -71,16 +81,20 @@ class Policy:
             ca_file=None if ca_file is None else str(ca_file),
             hold_s=float(_get(body, "hold_s", (int, float), place, 60.0)),
             memory_mb=_get(body, "memory_mb", int, place, 48),
+            rescue=_get(body, "rescue", bool, place, False),  # noqa: FBT003  (a default)
+            debug=_get(body, "debug", bool, place, False),  # noqa: FBT003
+            run=Path(_get(body, "run", str, place, "/run/calve")),
         )
 
     def with_command_line(self, line: str) -> Policy:
         """Apply what the kernel command line may set."""
-        policy = self
-        for word in line.split():
-            name, _, value = word.partition("=")
-            if name == "calve.hold" and value.isdecimal():
-                policy = replace(policy, hold_s=float(value))
-        return policy
+        words = dict(word.partition("=")[::2] for word in line.split())
+        hold = words.get("calve.hold", "")
+        return replace(
+            self,
+            hold_s=float(hold) if hold.isdecimal() else self.hold_s,
+            debug=self.debug and words.get("calve.debug") == "1",
+        )
 
 
 def _get(body: dict[str, Any], name: str, kind: Any, place: str, default: Any) -> Any:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from calve.boot.record import Record, dump_sequences, parse_sequences, reachable
+from calve.boot.served import LAST_GOOD
 from calve.errors import CalveError, DamagedError
 from calve.nix import registration
 from calve.nix.nar import Event
@@ -25,13 +26,12 @@ from calve.nix.narinfo import PathInfo
 from calve.nix.staging import Staging, passes
 from calve.nix.storepath import STORE_DIR, StorePath
 
-__all__ = ["BootStore"]
+__all__ = ["BootStore", "profile_system"]
 
 _RECORD = "nix/var/calve/committed.json"
 _KEYRINGS = "nix/var/calve/keyrings.json"
 _REGISTRATION = "nix-path-registration"
 _PROFILES = "nix/var/nix/profiles"
-_LAST_GOOD = "nix/var/nix/gcroots/calve/last-good"
 _LIMIT = 64 << 20
 
 
@@ -43,7 +43,6 @@ class BootStore:
         self._store = root / STORE_DIR.lstrip("/")
         for directory in (self._store, root / _PROFILES, (root / _RECORD).parent):
             directory.mkdir(parents=True, exist_ok=True)
-        (root / _LAST_GOOD).parent.mkdir(parents=True, exist_ok=True)
         self._record = Record.parse(_read(root / _RECORD))
         self._registered = self._registration()
         self._valid = self._known()
@@ -70,7 +69,7 @@ class BootStore:
         }
 
     def _roots(self) -> Iterator[StorePath]:
-        links = [self._root / _LAST_GOOD, *sorted((self._root / _PROFILES).glob("system-*-link"))]
+        links = [self._root / LAST_GOOD, *sorted((self._root / _PROFILES).glob("system-*-link"))]
         for link in links:
             path = _target(link)
             if path is not None:
@@ -126,7 +125,7 @@ class BootStore:
 
     def current(self) -> StorePath | None:
         """Return the system of the profile."""
-        return _target(self._root / _PROFILES / "system")
+        return profile_system(self._root)
 
     def whole(self, system: StorePath) -> bool:
         """Say whether the whole closure of a system is valid here."""
@@ -162,11 +161,8 @@ class BootStore:
 
     def _flip(self, system: StorePath) -> int:
         profiles = self._root / _PROFILES
-        previous = self.current()
         numbers = [_generation(link.name) for link in profiles.glob("system-*-link")]
         number = max(numbers, default=0) + 1
-        if previous is not None:
-            _symlink(str(previous), self._root / _LAST_GOOD)
         _symlink(str(system), profiles / f"system-{number}-link")
         self._staging.sync()  # the generation is durable before the profile names it
         _symlink(f"system-{number}-link", profiles / "system")
@@ -191,6 +187,11 @@ class BootStore:
         trace: TracebackType | None,
     ) -> None:
         self.close(keep=passes(error))
+
+
+def profile_system(root: Path) -> StorePath | None:
+    """Return the system that the profile on the disk at `root` names; None where there is none."""
+    return _target(root / _PROFILES / "system")
 
 
 def _closed(infos: Mapping[StorePath, PathInfo]) -> dict[StorePath, PathInfo]:

@@ -55,6 +55,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long a failed machine stays on before it powers off (default: 60)",
     )
+    initrd.add_argument(
+        "--rescue",
+        action="store_true",
+        help="where user data is not Calve's, start the image's own system; else the machine powers off",
+    )
+    initrd.add_argument(
+        "--debug",
+        action="store_true",
+        help="allow a root shell on the console, where calve.debug=1 is on the kernel command line too",
+    )
     common.add_dry_run(initrd)
     common.add_json(initrd)
     common.add_config(initrd)
@@ -89,7 +99,11 @@ def _spec(options: argparse.Namespace) -> Initrd:
         if not path.exists():
             raise NotFoundError("does not exist", place=path)
     policy = Policy(
-        keys=keys, hold_s=float(options.hold), ca_file=None if options.ca is None else _CA_FILE
+        keys=keys,
+        hold_s=float(options.hold),
+        ca_file=None if options.ca is None else _CA_FILE,
+        rescue=options.rescue,
+        debug=options.debug,
     )
     return initrd.Initrd(
         busybox=_busybox(options.busybox),
@@ -97,6 +111,7 @@ def _spec(options: argparse.Namespace) -> Initrd:
         agent=payload.build(),
         policy=policy.dump(),
         ca_file=options.ca,
+        debug=options.debug,
     )
 
 

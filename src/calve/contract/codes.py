@@ -50,6 +50,10 @@ class Code(enum.StrEnum):
     DISK_SMALL = ("disk-small", "the root file system has no room for the closure")
     MEMORY_SMALL = ("memory-small", "the machine has too little memory for the agent")
     SYSTEM_INVALID = ("system-invalid", "the closure is no system: it has no init")
+    HEALTH_MISSING = (
+        "health-missing",
+        "a launch hook waits for health, and the closure has nothing that would tell it",
+    )
     CONTRACT_UNKNOWN = (
         "contract-unknown",
         "what the closure expects of its initrd is damaged, or of a version this image cannot read",
@@ -63,4 +67,11 @@ class Code(enum.StrEnum):
     KEXEC_LOOP = ("kexec-loop", "another kernel was started already, and it is not the closure's")
     DISK_FAULT = ("disk-fault", "the root file system cannot be read or written")
     DEADLINE = ("deadline", "the closure was not there before the deadline", True)
+    UNHEALTHY = ("unhealthy", "the system started, and was not healthy in time")
+    HOOK_DENIED = ("hook-denied", "the machine may not complete its launch hook")
+    HOOK_UNREACHABLE = (
+        "hook-unreachable",
+        "the Auto Scaling service did not answer a healthy machine in time",
+        True,
+    )
     INTERNAL = ("internal", "the agent failed in a way it does not know")

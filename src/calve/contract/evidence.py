@@ -2,7 +2,8 @@
 
 A line is `@@calve ` and a JSON object of at most 512 bytes in all: `v` (1), `t` (seconds since the kernel
 started), `e` (the kind) and the kind's own fields. Kinds: `phase` (a phase begins: `n`), `progress`, `ready`
-(about to hand over), `fail` (`code`, `message`). The first line also has `agent` and `contract`, the versions.
+(about to hand over), `degraded` (an older system goes on, and why), `healthy`, `fail` (`code`, `message`), `note`
+(`message`). The first line also has `agent` and `contract`, the versions.
 Foreign text: a hint, never a proof of health. Readers ignore what they do not know.
 """
 
@@ -19,7 +20,8 @@ VERSION = 1
 PREFIX = "@@calve "
 LINE_BYTES = 512
 
-# In the order of a boot; `answer` is the host's: the first answer of the new system.
+# In the order of a boot; `answer` begins with stage 2 and ends with the new system's first answer to whoever asks;
+# `health` begins when stage 2 looks whether it is well.
 PHASES = (
     "kernel",
     "network",
@@ -30,6 +32,7 @@ PHASES = (
     "commit",
     "switch-root",
     "answer",
+    "health",
 )
 
 _SHORT = 160

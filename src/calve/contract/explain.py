@@ -30,8 +30,10 @@ class Explanation:
 
 
 AFTER: Final = (
-    "Whatever the code, its line is the last on the console: the machine waits (60 s, or calve.hold=SECONDS on the "
-    "kernel command line), so that it can be read, and powers off."
+    "Whatever the code, its line stands at the end of the console. Then the report is written, where user data asks for "
+    "one; the machine waits (60 s, or calve.hold=SECONDS on the kernel command line), so that the console can be read, "
+    "lets its launch hook go, and powers off. A machine that has served before goes on with its last good system where "
+    "the failure may pass."
 )
 """What comes after every failure."""
 
@@ -168,6 +170,13 @@ _MACHINE = {
         "The fleet file's `system` must be a NixOS toplevel (config.system.build.toplevel), not a package. Release "
         "again.",
     ),
+    Code.HEALTH_MISSING: Explanation(
+        "User data names a launch hook, which waits until stage 2 says that the system is healthy. The closure's "
+        "boot.json names no unit that would: the hook would time out, minutes later and without a reason.",
+        "It fetched and verified the closure, and left the profile as it was.",
+        "Enable `services.calve` in the system's configuration. Or take the hook off the group, so that the balancer's "
+        "health checks judge alone.",
+    ),
     Code.CONTRACT_UNKNOWN: Explanation(
         "The closure's boot.json, which says what it expects of the initrd that starts it, is damaged or of a version "
         "that the image's agent does not know.",
@@ -214,6 +223,25 @@ _MACHINE = {
         "It pulled until the deadline. What had come whole stays for the next attempt.",
         "Look at the rate in `calve timeline`: a small instance type's network, a cache in another region, or a "
         "closure that grew. Put more into the image beforehand, or give a longer deadline.",
+    ),
+    Code.UNHEALTHY: Explanation(
+        "The system started, and something that must hold did not within its time: a path, a port, a unit or a command "
+        "of the closure's /etc/calve/health.json or of user data's `health`. The message names it.",
+        "Stage 2 tried everything once a second until its time was over, and put the journal's warnings on the console "
+        "ahead of the line. A machine that had served before goes back to its last good system.",
+        "Read the lines above. If the service only needs longer, raise `health.within` in the fleet file, or "
+        "`services.calve.health.withinSeconds`.",
+    ),
+    Code.HOOK_DENIED: Explanation(
+        "The system is healthy, and the group's launch hook could not be told so: the machine's role may not complete it.",
+        _AT_ONCE,
+        "Allow the role autoscaling:CompleteLifecycleAction and autoscaling:RecordLifecycleActionHeartbeat on the group.",
+    ),
+    Code.HOOK_UNREACHABLE: Explanation(
+        "The system is healthy, and the Auto Scaling service, which holds it by a launch hook, gave no good answer.",
+        f"It tried for 30 s, {_PAUSES}.",
+        "Give the machine's subnet a route to the Auto Scaling endpoint (a VPC endpoint for `autoscaling` will do). Or "
+        "take the hook off the group.",
     ),
     Code.INTERNAL: Explanation(
         "The agent met something that it has no code for: a fault of Calve's, or an image that was built wrong.",

@@ -1,9 +1,11 @@
 """User data v1: the small JSON document that tells a machine which system it is to be.
 
     {"calve": {"version": 1, "fleet": "web", "release": 7, "system": "/nix/store/…", "caches": ["s3://…"],
-               "manifest": "<sha256 of its body, hex>", "keys": ["acme-1"], "deadline_s": 600}}
+               "manifest": "<sha256 of its body, hex>", "keys": ["acme-1"], "deadline_s": 600,
+               "health": {"http": [{"path": "/healthz", "port": 80}], "within_s": 180},
+               "hook": {"group": "web", "name": "calve"}, "reports": "boot-reports/AROA…"}}
 
-One document serves two readers: systemd's IMDS reader looks at `systemd.credentials` beside it and ignores the
+`health`, `hook` and `reports` may be missing, as they are for an agent that does not know them. One document serves two readers: systemd's IMDS reader looks at `systemd.credentials` beside it and ignores the
 rest. It names keys, never brings them: the keys themselves are baked into the image. At most 16 KiB (EC2's bound).
 """
 
@@ -15,13 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from calve.contract.codes import Code
+from calve.contract.health import Health
+from calve.errors import DamagedError
 
-__all__ = ["LIMIT_BYTES", "VERSION", "UserData", "UserDataError"]
+__all__ = ["LIMIT_BYTES", "VERSION", "Hook", "UserData", "UserDataError"]
 
 VERSION = 1
 LIMIT_BYTES = 16 * 1024
 _SYSTEM = re.compile(r"/nix/store/[0-9a-df-np-sv-z]{32}-[0-9a-zA-Z+\-._?=]{1,211}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[!-9;-~][ -9;-~]{0,254}")  # Auto Scaling's: no colon
+_URL = re.compile(r"https?://[!-~]{1,1024}")
+_REPORTS = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 
 
 class UserDataError(ValueError):
@@ -30,6 +37,26 @@ class UserDataError(ValueError):
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """The launch hook that holds the machine until it is healthy.
+
+    Attributes:
+        group: the Auto Scaling group's name.
+        name: the hook's.
+        endpoint: URL of the Auto Scaling service; empty for AWS's own in the machine's region.
+    """
+
+    group: str
+    name: str
+    endpoint: str = ""
+
+    def dump(self) -> dict[str, str]:
+        """Return the member."""
+        body = {"group": self.group, "name": self.name}
+        return body | ({"endpoint": self.endpoint} if self.endpoint else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +71,10 @@ class UserData:
         fleet: name of the fleet.
         release: number of the release.
         deadline_s: seconds from the agent's start until it gives up.
+        health: what must hold before the machine is in service, beside what its closure asks for.
+        hook: None where the balancer alone judges.
+        reports: the key in the first cache under which this role's machines may write: `boot-reports/` and the
+            role's unique id. The machine adds `:`, its instance id and the release. Empty where nobody reads them.
     """
 
     system: str
@@ -53,10 +84,13 @@ class UserData:
     fleet: str
     release: int
     deadline_s: int = 600
+    health: Health | None = None
+    hook: Hook | None = None
+    reports: str = ""
 
     def dump(self) -> bytes:
         """Return the document; UserDataError where it exceeds EC2's bound."""
-        body = {
+        body: dict[str, Any] = {
             "version": VERSION,
             "fleet": self.fleet,
             "release": self.release,
@@ -66,6 +100,12 @@ class UserData:
             "keys": list(self.keys),
             "deadline_s": self.deadline_s,
         }
+        if self.health is not None:
+            body["health"] = self.health.dump()
+        if self.hook is not None:
+            body["hook"] = self.hook.dump()
+        if self.reports:
+            body["reports"] = self.reports
         data = json.dumps({"calve": body}, separators=(",", ":")).encode()
         if len(data) > LIMIT_BYTES:
             raise UserDataError(Code.USERDATA_MALFORMED, f"{len(data)} bytes exceed EC2's 16 KiB")
@@ -104,7 +144,40 @@ class UserData:
             fleet=_get(body, "fleet", str),
             release=release,
             deadline_s=deadline,
+            health=_health(body.get("health")),
+            hook=_hook(body.get("hook")),
+            reports=_reports(body.get("reports")),
         )
+
+
+def _health(body: object) -> Health | None:
+    try:
+        return None if body is None else Health.parse(body, "user data: calve.health")
+    except DamagedError as error:
+        raise UserDataError(Code.USERDATA_MALFORMED, str(error)) from error
+
+
+def _hook(body: object) -> Hook | None:
+    if body is None:
+        return None
+    if not isinstance(body, dict):
+        raise _malformed("hook", "an object")
+    endpoint = body.get("endpoint", "")
+    if not isinstance(endpoint, str) or (endpoint and not _URL.fullmatch(endpoint)):
+        raise _malformed("hook.endpoint", "a URL")
+    return Hook(
+        group=_matching(body, "group", _NAME, "a group's name", "hook."),
+        name=_matching(body, "name", _NAME, "a hook's name", "hook."),
+        endpoint=endpoint,
+    )
+
+
+def _reports(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > 256 or not _REPORTS.fullmatch(value):
+        raise _malformed("reports", "a key, such as boot-reports/AROA…")
+    return value
 
 
 def _malformed(name: str, wanted: str) -> UserDataError:
@@ -118,10 +191,12 @@ def _get(body: dict[str, Any], name: str, kind: type, default: Any = None) -> An
     return value
 
 
-def _matching(body: dict[str, Any], name: str, pattern: re.Pattern[str], wanted: str) -> str:
+def _matching(
+    body: dict[str, Any], name: str, pattern: re.Pattern[str], wanted: str, of: str = ""
+) -> str:
     value = body.get(name)
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _malformed(name, wanted)
+        raise _malformed(f"{of}{name}", wanted)
     return value
 
 

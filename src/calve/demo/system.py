@@ -19,6 +19,7 @@ from typing import Any
 from calve.contract.abi import EXTENSION
 from calve.demo.imports import SELF, Importer, temporary
 from calve.demo.kernel import Kernel
+from calve.disk.payload import Payload
 from calve.errors import UsageError
 from calve.nix.storepath import STORE_DIR, StorePath
 
@@ -41,12 +42,14 @@ class Boot:
         params: the kernel's command line, without init=.
         extension: bootspec's `org.calve.v1` (`contract.abi.Abi.dump`), which says that the initrd has the agent;
             None leaves it out.
+        stage_2: payload of the agent's part in stage 2; None for a system that does without.
     """
 
     kernel: Kernel
     initrd: Path | None = None
     params: tuple[str, ...] = KERNEL_PARAMS
     extension: Mapping[str, Any] | None = None
+    stage_2: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)

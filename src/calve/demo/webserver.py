@@ -17,6 +17,7 @@ from calve.demo.imports import Importer, temporary
 from calve.demo.index import Index
 from calve.demo.packages import Packages
 from calve.demo.paths import add_packages, one
+from calve.demo.stage2 import HEALTH, UNIT, add_stage_2
 from calve.demo.system import Boot, System, add_toplevel, render, text
 from calve.demo.www import add_www
 from calve.nix.store import LocalStore
@@ -43,12 +44,13 @@ def build_webserver(
     importer = Importer(store)
     paths = add_packages(importer, packages, package_names(), omitted=_omitted())
     index = Index.beside(packages)
-    key = index.key(map(str, paths.values()))
+    stage_2 = None if boot.stage_2 is None else add_stage_2(importer, index, boot.stage_2)
+    key = index.key(map(str, [*paths.values(), stage_2]))
     system = System(
         name="webserver",
         release=release,
         links={
-            "etc": index.once(importer, f"etc {key}", lambda: _add_etc(importer, paths)),
+            "etc": index.once(importer, f"etc {key}", lambda: _add_etc(importer, paths, stage_2)),
             "sw": index.once(importer, f"sw {key}", lambda: _add_system_path(importer, paths)),
             "www": add_www(importer, release),
         },
@@ -89,7 +91,9 @@ def _add_system_path(importer: Importer, paths: Mapping[str, StorePath]) -> Stor
         return importer.add(tree, "system-path", references)
 
 
-def _add_etc(importer: Importer, paths: Mapping[str, StorePath]) -> StorePath:
+def _add_etc(
+    importer: Importer, paths: Mapping[str, StorePath], stage_2: StorePath | None
+) -> StorePath:
     """Add /etc: our files, links and masks first, then what the packages have."""
     bundle = _add_bundle(importer, one(paths, "ca-certificates"))
     with temporary(importer.store) as work:
@@ -99,8 +103,18 @@ def _add_etc(importer: Importer, paths: Mapping[str, StorePath]) -> StorePath:
         for (mask,) in _table("webserver/masks.txt"):
             _link(tree / "systemd" / mask, "/dev/null")
         _link(tree / "ssl/certs/ca-certificates.crt", f"{bundle}/{_BUNDLE}")
-        references = _add_farm(importer.store, tree, paths, "etc")
-        return importer.add(tree, "etc-webserver", [*references, bundle])
+        references = [*_add_farm(importer.store, tree, paths, "etc"), bundle]
+        if stage_2 is not None:
+            _enable(tree, stage_2)
+            references.append(stage_2)
+        return importer.add(tree, "etc-webserver", references)
+
+
+def _enable(tree: Path, stage_2: StorePath) -> None:
+    """Have stage 2 find out whether the system is healthy; see data/webserver/etc/systemd/system."""
+    _link(tree / "calve/stage-2", str(stage_2))
+    (tree / "calve/health.json").write_bytes(HEALTH.dump_file())
+    _link(tree / f"systemd/system/multi-user.target.wants/{UNIT}", f"/etc/systemd/system/{UNIT}")
 
 
 def _add_bundle(importer: Importer, certificates: StorePath) -> StorePath:

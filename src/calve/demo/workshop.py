@@ -22,6 +22,7 @@ from calve.contract.abi import Abi
 from calve.demo import kept
 from calve.demo.kernel import META_PACKAGE, OTHER_META_PACKAGE, Kernel, kernel
 from calve.demo.packages import Packages
+from calve.demo.stage2 import UNIT
 from calve.demo.system import Boot
 from calve.demo.tiny import build_tiny
 from calve.demo.webserver import build_webserver
@@ -132,7 +133,12 @@ class Workshop:
         return self._kernels[name]
 
     def initrd(
-        self, *, hold_s: float = HOLD_S, ca_file: Path | None = None, other: bool = False
+        self,
+        *,
+        hold_s: float = HOLD_S,
+        ca_file: Path | None = None,
+        other: bool = False,
+        debug: bool = False,
     ) -> Path:
         """Return an initrd with the agent, which trusts the demo's key.
 
@@ -140,11 +146,13 @@ class Workshop:
             hold_s: how long a failed machine stays on.
             ca_file: authorities for HTTPS; None where machines use plain HTTP alone.
             other: with the other kernel's modules.
+            debug: a root shell may be asked for on the kernel command line.
         """
         policy = Policy(
             keys=(self.key().public.dump(),),
             hold_s=hold_s,
             ca_file=None if ca_file is None else "/etc/calve/ca.pem",
+            debug=debug,
         )
         agent = payload.build()
         spec = initrd.Initrd(
@@ -153,6 +161,7 @@ class Workshop:
             agent=agent,
             policy=policy.dump(),
             ca_file=ca_file,
+            debug=debug,
         )
         path = self.directory / "images" / f"initrd-{_digest(spec)}.img"
         with self._turn:
@@ -173,8 +182,14 @@ class Workshop:
         found = self.kernel(other=other_kernel)
         boot = Boot(found)
         if other_kernel or name != "tiny":
-            offers = Abi(calve.__version__, kernel_release=found.version)
-            boot = Boot(found, self.initrd(other=other_kernel), extension=offers.dump())
+            units = () if name == "tiny" else (UNIT,)
+            offers = Abi(calve.__version__, kernel_release=found.version, health_units=units)
+            boot = Boot(
+                found,
+                self.initrd(other=other_kernel),
+                extension=offers.dump(),
+                stage_2=payload.build(payload.HEALTH) if units else None,
+            )
         with self._turn:
             return BUILDERS[name](store, self.packages, release=release, boot=boot)
 

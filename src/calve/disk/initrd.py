@@ -32,7 +32,7 @@ OPTIONAL = (
 )
 APPLETS = (
     "sh", "mount", "umount", "mkdir", "cat", "echo", "sleep", "insmod", "ip", "udhcpc", "findfs", "switch_root",
-    "poweroff", "ls", "cp",
+    "poweroff", "ls", "cp", "setsid", "cttyhack",
 )  # fmt: skip
 _LEVEL = 19
 
@@ -47,6 +47,7 @@ class Initrd:
         agent: its payload.
         policy: the image's policy, `boot.policy.Policy.dump`'s bytes.
         ca_file: certificate authorities; they stand at `/etc/calve/ca.pem`.
+        debug: the image's policy allows a root shell; pass what `policy` says.
     """
 
     busybox: Path
@@ -54,6 +55,7 @@ class Initrd:
     agent: payload.Payload
     policy: bytes
     ca_file: Path | None = None
+    debug: bool = False
 
     def entries(self, scratch: Path) -> Iterator[cpio.Entry]:
         """Yield every file; compiled Python modules are written below `scratch`."""
@@ -74,6 +76,8 @@ class Initrd:
         for path in loaded:
             yield cpio.file(f"modules/{path.name}", path)
         yield cpio.file("etc/calve/agent.json", self.policy, mode=0o600)
+        if self.debug:
+            yield cpio.file("etc/calve/debug", b"")
         if self.ca_file is not None:
             yield cpio.file("etc/calve/ca.pem", self.ca_file)
         yield from self.agent.entries(scratch)

@@ -1,6 +1,8 @@
-"""The agent's payload: the running Python, pruned to what the agent reaches, as files below `/calve`.
+"""A payload: the running Python, pruned to what one entry reaches, as files below `/calve`.
 
-A fresh interpreter imports the agent and all that it may import later, and reports the modules it then has: the
+Two have one: the agent in the initrd, and its part in stage 2.
+
+A fresh interpreter imports the entry and all that it may import later, and reports the modules it then has: the
 list is what Python itself says, not a guess. With the interpreter and the extension modules go the shared objects
 that they need (DT_NEEDED), at the paths where the loader looks. The same list feeds the NixOS package.
 """
@@ -9,7 +11,10 @@ from __future__ import annotations
 
 import json
 import py_compile
+import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +23,13 @@ from calve import process
 from calve.disk import cpio, elf
 from calve.errors import DamagedError
 
-__all__ = ["PREFIX", "Payload", "build"]
+__all__ = ["AGENT", "HEALTH", "PREFIX", "Payload", "build"]
 
 PREFIX = "calve"
-_ENTRY = "calve.boot.main"
+AGENT = "calve.boot.main"
+HEALTH = "calve.health.main"
 
-# Run in a fresh interpreter, without site: only what the agent names is imported.
+# Run in a fresh interpreter, without site: only what the entry names is imported.
 _PROBE = """
 import sys, json
 sys.path.extend(json.loads(sys.argv[1]))
@@ -58,7 +64,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What the agent needs at run time.
+    """What an entry needs at run time.
 
     Attributes:
         version: of Python, "3.11".
@@ -87,6 +93,23 @@ class Payload:
         for library, place in self.libraries:
             yield cpio.file(place, library, executable=True)
 
+    def write(self, out: Path) -> None:
+        """Write the files below `out/calve`, which must not exist; libraries of the system are left out."""
+        with tempfile.TemporaryDirectory(prefix="calve-") as scratch:
+            for entry in self.entries(Path(scratch)):
+                if not entry.path.startswith(f"{PREFIX}/"):
+                    continue
+                place = out / entry.path
+                if stat.S_ISDIR(entry.mode):
+                    place.mkdir(parents=True, exist_ok=True)
+                    continue
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(entry.content, bytes):
+                    place.write_bytes(entry.content)
+                else:
+                    shutil.copyfile(entry.content, place)
+                place.chmod(stat.S_IMODE(entry.mode))
+
     def _entry(self, module: Module, base: str, scratch: Path) -> cpio.Entry:
         stem = f"{base}/{module.name.replace('.', '/')}"
         if module.origin.suffix != ".py":
@@ -105,20 +128,23 @@ class Payload:
         return cpio.file(path, compiled)
 
 
-def build(python: Path | None = None, search: Sequence[str] | None = None) -> Payload:
-    """Find out what the agent needs, from the running Python by default.
+def build(
+    entry: str = AGENT, *, python: Path | None = None, search: Sequence[str] | None = None
+) -> Payload:
+    """Find out what an entry needs, from the running Python by default.
 
     Args:
+        entry: a module with `import_everything`.
         python: the interpreter to carry.
         search: where third-party packages and Calve are; `sys.path` by default.
 
     Raises:
         DamagedError: the interpreter's answer makes no sense.
-        CalveError: the agent cannot be imported.
+        CalveError: the entry cannot be imported.
     """
     interpreter = python or Path(sys.executable)
     paths = json.dumps(list(sys.path if search is None else search))
-    done = process.run([interpreter, "-I", "-S", "-c", _PROBE, paths, _ENTRY])
+    done = process.run([interpreter, "-I", "-S", "-c", _PROBE, paths, entry])
     try:
         answer = json.loads(done.stdout)
         rows = [(str(name), str(origin), bool(package)) for name, origin, package in answer["rows"]]

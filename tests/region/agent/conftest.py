@@ -27,6 +27,7 @@ from calve.boot.policy import Policy
 from calve.cache.objects import open_objects
 from calve.cache.push import push
 from calve.contract import evidence
+from calve.contract.health import Health
 from calve.contract.userdata import UserData
 from calve.nix import nar, narwriter, staging
 from calve.nix.hashes import Hash, encode32
@@ -41,6 +42,7 @@ from calve.transport.credentials import Credentials, Static
 from calve.transport.http import Client
 
 BUCKET = "nix"
+NOTHING = Health()
 REGION = "test-region"
 SOURCE = Path(calve.__file__).parent.parent
 
@@ -51,12 +53,12 @@ from calve.cache import pull
 from calve.boot.main import main
 pull._FLUSH_BYTES = int(os.environ["BATCH_BYTES"])
 left = int(os.environ["EVENTS"])
-root = os.environ["ROOT"]
+run = os.path.dirname(os.environ["ROOT"]) + "/run"  # no disk: what is left to stage 2
 names = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.utime"}
 seen = 0
 def hook(name, arguments):
     global seen
-    if name in names and (name != "open" or isinstance(arguments[2], int) and arguments[2] & 3):
+    if name in names and not str(arguments[0]).startswith(run) and (name != "open" or isinstance(arguments[2], int) and arguments[2] & 3):
         seen += 1
         if seen == left:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -149,7 +151,12 @@ class Cloud:
         self._admin = Static(Credentials(admin.access_key, admin.secret_key))
         arn = f"arn:aws:s3:::{BUCKET}"
         principals.set_policy(
-            "machine", [Allow("s3:GetObject", f"{arn}/*"), Allow("s3:ListBucket", arn)]
+            "machine",
+            [
+                Allow("s3:GetObject", f"{arn}/*"),
+                Allow("s3:ListBucket", arn),
+                Allow("s3:PutObject", f"{arn}/boot-reports/${{aws:userid}}/*"),
+            ],
         )
 
     def _handle(self, request):
@@ -274,6 +281,8 @@ class Machine:
         self.server = Server(self.imds.handle, faults=self.faults)
         self.keys = (cloud.key.public.dump(),)
         self.memory_mb = 48
+        self.rules: dict = {}
+        self.line = ""
 
     def new_session(self):
         expires = self.cloud.clock.now() + dt.timedelta(hours=6)
@@ -293,6 +302,11 @@ class Machine:
         self.wanted = str(release.system)
         self.user_data = dataclasses.replace(made, **changes).dump()
 
+    @property
+    def reports(self) -> str:
+        """Return where machines of this role may write."""
+        return f"boot-reports/{self.session.identity.user_id.partition(':')[0]}"
+
     def policy(self) -> Path:
         place = self.directory / "policy.json"
         policy = Policy(
@@ -301,13 +315,15 @@ class Machine:
             imds=self.server.url,
             hold_s=99.0,
             memory_mb=self.memory_mb,
+            run=self.directory / "run",
+            **self.rules,
         )
         place.write_bytes(policy.dump())
         return place
 
     def command(self) -> list[str]:
         line = self.directory / "cmdline"
-        line.write_text("console=ttyS0 root=/dev/vda calve.hold=0\n")
+        line.write_text(f"console=ttyS0 root=/dev/vda calve.hold=0 {self.line}\n")
         return [str(self.policy()), str(line)]
 
     def start(self, *, driver: bool = False, batch: int = 128 << 20, events: int = 0):
@@ -342,6 +358,28 @@ class Machine:
             requests_now - requests,
             sent_now - sent,
         )
+
+    def stage_2(self, health: Health = NOTHING, *, program: Path | None = None) -> Boot:
+        """Run the agent's part in stage 2 to its end, as after a hand-off; `program` stands for systemctl."""
+        place = self.directory / "health.json"
+        place.write_bytes(health.dump_file())
+        path = os.environ["PATH"] if program is None else f"{program}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-B",
+                "-m",
+                "calve.health.main",
+                self.directory / "run",
+                place,
+                self.root,
+            ],
+            capture_output=True,
+            env={"PATH": path, "PYTHONPATH": str(SOURCE)},
+            timeout=120,
+            check=False,
+        )
+        return Boot(done.returncode, done.stdout.decode(), done.stderr.decode(), [], 0, 0)
 
     # What is on the disk, read without the agent's code
 

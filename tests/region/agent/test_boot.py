@@ -106,7 +106,6 @@ def test_the_next_release_fetches_the_difference(cloud, one, machine):
     assert boot.received < 100_000
     assert boot.ready["generation"] == 2
     machine.check_booted(two, generation=2)
-    assert machine.last_good() == str(one.system)
     assert machine.generations() == {
         "system": "system-2-link",
         "system-1-link": str(one.system),
@@ -125,7 +124,6 @@ def test_back_to_an_old_release_is_a_new_generation_and_nothing_fetched(cloud, o
     boot = machine.boot()
     assert (boot.ready["fetched_bytes"], boot.requests) == (0, 0)
     machine.check_booted(one, generation=3)
-    assert machine.last_good() == str(two.system)
 
 
 def test_what_the_image_was_seeded_with_is_not_fetched(cloud, one, machine):

@@ -12,6 +12,7 @@ from calve.boot.agent import Agent
 from calve.boot.console import Console
 from calve.boot.policy import Policy
 from calve.contract import evidence
+from calve.contract.userdata import UserData
 from calve.errors import CancelledError, DeadlineError, TransientError
 from calve.progress import Step
 from calve.tasks import Cancel
@@ -48,7 +49,21 @@ def out():
 
 
 def agent(tmp_path, out, hands, **policy):
-    return Agent(Policy(("k-1:AAAA",), tmp_path, **policy), Console(out), hands)
+    return Agent(
+        Policy(("k-1:AAAA",), tmp_path, run=tmp_path / "run", **policy), Console(out), hands
+    )
+
+
+def wanted(deadline_s):
+    return UserData(
+        f"/nix/store/{'a' * 32}-system",
+        ("s3://nix?region=test",),
+        "0" * 64,
+        ("k-1",),
+        "web",
+        1,
+        deadline_s,
+    )
 
 
 def events(out):
@@ -72,7 +87,7 @@ def test_progress_every_two_seconds_and_only_once_there_is_some(tmp_path, out, h
 
 def test_the_deadline_cancels(tmp_path, out, hands):
     made = agent(tmp_path, out, hands)
-    made._deadline_s = 5
+    made._wanted = wanted(5)
     hands.until_s = 200.0
     cancel = Cancel()
     made._watch(threading.Event(), cancel)
@@ -95,8 +110,8 @@ def test_before_user_data_is_known_there_is_no_deadline(tmp_path, out, hands):
 def test_a_cancelled_boot_says_why(tmp_path, out, hands, monkeypatch, late, error, code):
     made = agent(tmp_path, out, hands, hold_s=7.0)
 
-    def work(_cancel):
-        made._deadline_s = 1 if late else None
+    def work(_group, _done):
+        made._wanted = wanted(1) if late else None
         made._phase = "pull" if late else "imds"
         hands.now_s += 50
         raise error
@@ -122,7 +137,7 @@ def test_an_unknown_error_leaves_its_traceback_ahead_of_the_line(tmp_path, out, 
 def test_a_known_error_leaves_no_traceback(tmp_path, out, hands, monkeypatch):
     made = agent(tmp_path, out, hands, hold_s=0)
 
-    def work(_cancel):
+    def work(_group, _done):
         raise room.DeadlineError("late")
 
     monkeypatch.setattr(made, "_work", work)

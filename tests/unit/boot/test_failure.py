@@ -101,6 +101,11 @@ def test_every_code_can_be_reached():
         Code.KEXEC_DENIED,
         Code.KEXEC_FAILED,
         Code.KEXEC_LOOP,
+        Code.HEALTH_MISSING,
+        # Stage 2's.
+        Code.UNHEALTHY,
+        Code.HOOK_DENIED,
+        Code.HOOK_UNREACHABLE,
     }
     assert reached | elsewhere == set(Code)
 

@@ -206,7 +206,9 @@ def test_the_agent_leaves_last_and_tells_where_that_fails(root, loader, monkeypa
     closure(root)
     made = handoff(root, loader)
     out = io.StringIO()
-    agent = Agent(Policy(("k-1:AAAA",), root, hold_s=0), Console(out), handoff=made)
+    agent = Agent(
+        Policy(("k-1:AAAA",), root, hold_s=0, run=root / "run"), Console(out), handoff=made
+    )
     order = []
 
     def start(_root):

@@ -108,7 +108,7 @@ def test_an_interpreter_that_says_nothing(tmp_path):
     place.write_text("#!/bin/sh\necho hello\n")
     place.chmod(0o755)
     with pytest.raises(DamagedError) as caught:
-        payload.build(place)
+        payload.build(python=place)
     assert caught.value.place == str(place)
 
 

@@ -1,0 +1,169 @@
+"""Stage 2 of a boot, judged: healthy within its time, or not; and what follows from it.
+
+The order where all is well: the launch hook completed, the system remembered as good, the report. Where it is not:
+what the journal says, the failure's line, then as the agent ends (`boot.depart`). A machine that has served before
+remembers the system as bad, and starts again: its agent goes back to the last good one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from calve import process
+from calve.boot import served
+from calve.boot.console import Console
+from calve.boot.depart import depart
+from calve.boot.policy import Policy
+from calve.boot.store import profile_system
+from calve.boot.uplink import BEAT_S, CONTINUE, open_uplink
+from calve.clock import SYSTEM, Clock
+from calve.contract.codes import Code
+from calve.contract.health import Health
+from calve.contract.userdata import UserData
+from calve.errors import AccessError, CalveError, CancelledError
+from calve.health.probe import Probe
+from calve.nix.storepath import StorePath
+from calve.tasks import Cancel, Group
+from calve.transport.http import Client
+
+__all__ = ["Confirmation", "Outcome"]
+
+_PAUSE_S: Final = 1.0
+_JOURNAL: Final = (
+    "journalctl", "--boot", "--no-pager", "--priority=warning", "--lines=40", "--output=short-monotonic",
+)  # fmt: skip
+_JOURNAL_CHARS: Final = 6000
+
+
+class Outcome(enum.IntEnum):
+    """What the service manager is to do; the exit status of the process."""
+
+    HEALTHY = 0
+    POWER_OFF = 1
+    REBOOT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """One judgement.
+
+    Attributes:
+        policy: the image's; its root is this machine's.
+        console: takes the evidence.
+        wanted: user data; None where the machine was started without ours.
+        closure: what the closure asks for.
+        clock: for waits.
+    """
+
+    policy: Policy
+    console: Console
+    wanted: UserData | None
+    closure: Health
+    clock: Clock = SYSTEM
+
+    def run(self) -> Outcome:
+        """Wait until all holds, or its time is over; do what follows."""
+        self.console.phase("health")
+        running = profile_system(self.policy.root)
+        reasons = self._wait()
+        if reasons:
+            self._tell_journal()
+            return self._fail(running, Code.UNHEALTHY, "; ".join(reasons))
+        try:
+            self._proceed()
+        except CalveError as error:
+            code = Code.HOOK_DENIED if isinstance(error, AccessError) else Code.HOOK_UNREACHABLE
+            return self._fail(None, code, str(error))
+        as_wanted = self.wanted is not None and str(running) == self.wanted.system
+        if as_wanted and running is not None:
+            served.confirm(self.policy.root, running)
+        self.console.emit("healthy", system=str(running), as_wanted=as_wanted)
+        self._report()
+        return Outcome.HEALTHY
+
+    @property
+    def health(self) -> Health:
+        """Return what must hold: what user data says goes before the closure's time."""
+        said = None if self.wanted is None else self.wanted.health
+        return self.closure if said is None else said.with_more(self.closure)
+
+    @property
+    def _is_held(self) -> bool:
+        wanted = self.wanted
+        return wanted is not None and wanted.hook is not None and self._is_new
+
+    @property
+    def _is_new(self) -> bool:
+        return served.read(self.policy.root).good is None
+
+    def _wait(self) -> list[str]:
+        """Return what does not hold when the time is over; nothing as soon as all does."""
+        cancel, done = Cancel(), threading.Event()
+        health = self.health
+        end_s = self.clock.monotonic() + health.within_s
+        reasons: list[str] = ["nothing was found out"]
+        try:
+            with Group("health", limit=2, parent=cancel) as group:
+                group.spawn(self._end, end_s, done, group.cancel)
+                if self._is_held:
+                    group.spawn(self._beat, done, group.cancel)
+                try:
+                    with Client(cancel=group.cancel) as client:
+                        probe = Probe(health, client, group.cancel)
+                        while reasons := probe.failing():
+                            group.cancel.wait(_PAUSE_S, self.clock)
+                finally:
+                    done.set()
+        except CancelledError:
+            pass  # the time is over: what was found last is the reason
+        return reasons
+
+    def _end(self, end_s: float, done: threading.Event, cancel: Cancel) -> None:
+        if not self.clock.wait(done, end_s - self.clock.monotonic()):
+            cancel.cancel()
+
+    def _beat(self, done: threading.Event, cancel: Cancel) -> None:
+        """Keep the launch hook from timing out; a beat that is lost ends nothing."""
+        if self.wanted is None:
+            return
+        while not self.clock.wait(done, BEAT_S):
+            with (
+                contextlib.suppress(CalveError),
+                open_uplink(self.policy, self.wanted, cancel=cancel) as uplink,
+            ):
+                uplink.beat()
+
+    def _proceed(self) -> None:
+        if self._is_held and self.wanted is not None:
+            with open_uplink(self.policy, self.wanted, clock=self.clock) as uplink:
+                uplink.complete(CONTINUE)
+
+    def _report(self) -> None:
+        if self.wanted is None or not self.wanted.reports:
+            return
+        try:
+            with open_uplink(self.policy, self.wanted, clock=self.clock) as uplink:
+                uplink.report(self.console.transcript())
+        except CalveError as error:
+            self.console.emit("note", message=f"the report: {error}")
+
+    def _tell_journal(self) -> None:
+        """Put what the journal has of warnings and worse on the console, ahead of the failure's line."""
+        with contextlib.suppress(CalveError):
+            said = process.run(_JOURNAL, check=False).stdout.decode("utf-8", "replace")
+            for line in said[-_JOURNAL_CHARS:].splitlines():
+                self.console.write("".join(c if c.isprintable() else " " for c in line) + "\n")
+
+    def _fail(self, unhealthy: StorePath | None, code: Code, message: str) -> Outcome:
+        """Tell, hold, let go; a machine that has served starts again with its last good system."""
+        again = False
+        if unhealthy is not None and not self._is_new:
+            known = served.reject(self.policy.root, unhealthy)
+            again = known.good not in {None, unhealthy}
+        self.console.emit("fail", code=code, phase="health", message=message)
+        depart(self.policy, self.console, self.wanted, clock=self.clock)
+        return Outcome.REBOOT if again else Outcome.POWER_OFF
