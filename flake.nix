@@ -24,7 +24,7 @@
       overlays.default = import ./nixos/overlay.nix;
 
       packages = eachSystem (pkgs: {
-        inherit (pkgs) calve calve-agent;
+        inherit (pkgs) calve calve-agent calve-health;
         default = pkgs.calve;
       });
 
@@ -39,7 +39,7 @@
       checks =
         lib.recursiveUpdate
           (eachSystem (pkgs: {
-            inherit (pkgs) calve calve-agent;
+            inherit (pkgs) calve calve-agent calve-health;
           }))
           {
             x86_64-linux = import ./nixos/tests {

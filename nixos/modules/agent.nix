@@ -24,6 +24,7 @@ let
     ca_file = if cfg.caFile == null then null else "/etc/calve/ca.pem";
     hold_s = cfg.holdSeconds;
     memory_mb = cfg.memoryMB;
+    inherit (cfg) rescue debug;
   };
 
   isKey = key: builtins.match "[^:[:space:]]+:[A-Za-z0-9+/]{43}=" key != null;
@@ -77,6 +78,15 @@ in
       description = ''
         Resolvers in the initrd. Amazon's answers at the default address in every VPC that has DNS support on. Not
         used where `boot.initrd.services.resolved.enable` is set: then DHCP names them.
+      '';
+    };
+
+    rescue = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        What happens to a machine whose user data is not Calve's, or that has none: start the system that the image
+        brought, in place of powering off.
       '';
     };
 
@@ -223,7 +233,8 @@ in
       nixosInit = config.system.nixos-init.enable or false;
       etcOverlay = config.system.etc.overlay.enable;
       etcMutable = config.system.etc.overlay.mutable;
-      healthUnits = config.services.calve.health.units or [ ];
+      # Whoever completes a launch hook: without it a group with a hook refuses this closure.
+      healthUnits = lib.optional (config.services.calve.enable or false) "calve-health.service";
     };
   };
 }

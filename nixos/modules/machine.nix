@@ -14,14 +14,6 @@ let
   debug = config.boot.initrd.calve.debug;
   systemctl = "${config.systemd.package}/bin/systemctl";
 
-  checks =
-    lib.optional (health.http != null) ''
-      ${pkgs.curl}/bin/curl --silent --show-error --fail --max-time 5 --output /dev/null \
-        ${lib.escapeShellArg "http://127.0.0.1:${toString health.port}${health.http}"}''
-    ++ map (port: "(exec 3<>/dev/tcp/127.0.0.1/${toString port})") health.tcp
-    ++ map (unit: "${systemctl} is-active --quiet ${lib.escapeShellArg unit}") health.units
-    ++ lib.optional (health.command != null) "( ${health.command} )";
-
 in
 {
   imports = [
@@ -31,6 +23,13 @@ in
 
   options.services.calve = {
     enable = lib.mkEnableOption "what a machine of a Calve fleet needs";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.calve-health;
+      defaultText = lib.literalExpression "pkgs.calve-health";
+      description = "The agent's part in stage 2: a pruned Python below `calve/`.";
+    };
 
     health = {
       http = mkOption {
@@ -56,9 +55,9 @@ in
         description = "Units that must be active.";
       };
       command = mkOption {
-        type = types.nullOr types.str;
-        default = null;
-        description = "Shell command that must succeed.";
+        type = types.str;
+        default = "";
+        description = "Shell command that must succeed; empty for none.";
       };
       withinSeconds = mkOption {
         type = types.ints.between 1 3600;
@@ -90,6 +89,16 @@ in
       device = mkDefault "/dev/disk/by-label/nixos";
       fsType = mkDefault "ext4";
       autoResize = mkDefault true;
+    };
+
+    environment.etc."calve/health.json".text = builtins.toJSON {
+      version = 1;
+      http = lib.optional (health.http != null) {
+        path = health.http;
+        inherit (health) port;
+      };
+      inherit (health) tcp units command;
+      within_s = health.withinSeconds;
     };
 
     networking = {
@@ -163,53 +172,34 @@ in
             echo "@@calve {\"v\":1,\"t\":$now,\"e\":\"phase\",\"n\":\"answer\"}" >/dev/console
           '';
         };
-      }
-      // lib.optionalAttrs (checks != [ ]) {
+
+        # The agent's part in stage 2: it completes the launch hook and remembers this system as the last good one, or
+        # ends the machine.
         calve-health = {
-          description = "Calve: wait until this machine is healthy";
+          description = "Calve: find out whether this machine is healthy";
+          wantedBy = [ "multi-user.target" ];
           after = [ "multi-user.target" ];
           before = [ "boot-complete.target" ];
           requiredBy = [ "boot-complete.target" ];
           restartIfChanged = false;
+          # For units and commands that must hold.
+          path = [ config.systemd.package ];
           serviceConfig = {
             Type = "oneshot";
             RemainAfterExit = true;
-            TimeoutStartSec = health.withinSeconds + 60;
+            ExecStart = "${cfg.package}/calve/bin/python3 -I -S -B -m calve.health.main";
+            StandardOutput = "tty";
+            StandardError = "tty";
+            TTYPath = "/dev/console";
+            # It keeps its own time, and then the hold: a day and an hour are the most of both.
+            TimeoutStartSec = "25h";
           };
-          script = ''
-            healthy() {
-              ${lib.concatStringsSep " &&\n  " checks}
-            }
-            until reason=$(healthy 2>&1); do
-              if [ "$SECONDS" -ge ${toString health.withinSeconds} ]; then
-                echo "not healthy within ${toString health.withinSeconds} s: $reason"
-                exit 1
-              fi
-              sleep 1
-            done
-          '';
-        };
-
-        # A healthy system is what a later boot may fall back to, and what garbage collection must leave alone.
-        calve-confirm = {
-          description = "Calve: remember this system as the last good one";
-          wantedBy = [ "multi-user.target" ];
-          requires = [ "calve-health.service" ];
-          after = [
-            "multi-user.target"
-            "calve-health.service"
-          ];
-          restartIfChanged = false;
-          serviceConfig = {
-            Type = "oneshot";
-            RemainAfterExit = true;
-          };
-          script = ''
-            roots=/nix/var/nix/gcroots/calve
-            mkdir -p $roots
-            ln -sfn "$(readlink -f /run/booted-system)" $roots/.last-good.new
-            mv -T $roots/.last-good.new $roots/last-good
-            sync --file-system $roots
+          # What it found out is its exit status: 1 is the end of this machine, 3 goes back to the last good system.
+          postStop = ''
+            case "$EXIT_STATUS" in
+              1) ${systemctl} --force --no-block poweroff ;;
+              3) ${systemctl} --force --no-block reboot ;;
+            esac
           '';
         };
       }

@@ -21,6 +21,7 @@ import pytest
 from calve.boot.policy import Policy
 from calve.contract import abi
 from calve.contract.evidence import Evidence
+from calve.contract.health import Health, Http
 from calve.contract.userdata import UserData, UserDataError
 from calve.disk import initrd, payload
 from calve.nix.signing import Keyring, SecretKey
@@ -228,7 +229,7 @@ def test_nothing_of_others_is_overridden(evaluate):
         *(name.removeprefix("10-") for name in found["network"]["networks"]),
         *(name.removeprefix("10-") for name in stage_2["network"]["networks"]),
     ]
-    assert len(names) == 10
+    assert len(names) == 9
     assert all(name == "calve" or name.startswith("calve-") for name in names)
     assert all(
         re.match(r"/(calve$|etc/(calve/|resolv\.conf$))", name) for name in found["contents"]
@@ -236,16 +237,14 @@ def test_nothing_of_others_is_overridden(evaluate):
 
 
 def test_the_contract_stands_in_bootspec(evaluate):
-    more = (
-        '{ system.etc.overlay.enable = true; services.calve.health.units = [ "nginx.service" ]; }'
-    )
+    more = "{ system.etc.overlay.enable = true; }"
     extensions = evaluate(SERVER, KEYS, more)["config"]["boot"]["bootspec"]["extensions"]
     assert extensions == {
         "org.calve.v1": {
             "agent": "1.2.3",
             "etcMutable": True,
             "etcOverlay": True,
-            "healthUnits": ["nginx.service"],
+            "healthUnits": ["calve-health.service"],
             "initrdAbi": 1,
             "kernelRelease": "6.12.1",
             "nixosInit": False,
@@ -393,39 +392,24 @@ def test_stage_2_says_that_it_begins(evaluate):
     assert (event.kind, event.fields) == ("phase", {"n": "answer"})
 
 
-def test_health_waits_for_a_port_and_a_command_and_gives_up(evaluate):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        health = f'tcp = [ {port} ]; command = "test -d /"; withinSeconds = 1;'
-        text = script(evaluate, 2, "calve-health", f"{{ services.calve.health = {{ {health} }}; }}")
-        assert bash(text).returncode == 0
-        broken = bash(text.replace("test -d /", "echo no such folder; false"))
-        assert broken.returncode == 1
-        assert "not healthy within 1 s: no such folder" in broken.stdout
-    closed = bash(text)
-    assert closed.returncode == 1
-    assert "not healthy within 1 s" in closed.stdout
+def test_health_is_what_the_program_reads(evaluate):
+    health = 'http = "/healthz"; tcp = [ 22 ]; units = [ "a.service" ]; command = "true"; withinSeconds = 9;'
+    config = evaluate(SERVER, KEYS, f"{{ services.calve.health = {{ {health} }}; }}")["config"]
+    text = config["environment"]["etc"]["calve/health.json"]["text"]
+    assert Health.parse_file(text.encode(), "health.json") == Health(
+        (Http("/healthz"),), (22,), ("a.service",), "true", 9
+    )
+    nothing = evaluate(SERVER, KEYS)["config"]["environment"]["etc"]["calve/health.json"]["text"]
+    assert Health.parse_file(nothing.encode(), "health.json") == Health()
 
 
-def test_without_a_check_nothing_is_confirmed(evaluate):
+@pytest.mark.parametrize(("status", "said"), [("0", ""), ("1", "poweroff"), ("3", "reboot")])
+def test_what_was_found_out_decides_how_it_goes_on(evaluate, tmp_path, status, said):
     services = evaluate(SERVER, KEYS)["config"]["systemd"]["services"]
-    assert set(services) == {"calve-register-paths", "calve-stage-2"}
-
-
-def test_a_healthy_system_is_the_last_good_one(evaluate, tmp_path):
-    text = script(evaluate, 2, "calve-confirm", "{ services.calve.health.tcp = [ 80 ]; }")
-    for name in ("a-system", "b-system"):
-        (tmp_path / name).mkdir()
-        booted = tmp_path / "booted-system"
-        booted.unlink(missing_ok=True)
-        booted.symlink_to(tmp_path / name)
-        here = text.replace("/run/booted-system", str(booted)).replace(
-            "/nix/var/nix/gcroots", str(tmp_path / "gcroots")
-        )
-        done = bash(here)
-        assert done.returncode == 0, done.stderr
-        assert os.readlink(tmp_path / "gcroots/calve/last-good") == str(tmp_path / name)
-    assert [path.name for path in (tmp_path / "gcroots/calve").iterdir()] == ["last-good"]
+    text = services["calve-health"]["postStop"]
+    text = re.sub(r"/nix/store/0{32}-[a-z]+/bin/systemctl", "echo", text)
+    done = bash(text, env={"PATH": os.environ["PATH"], "EXIT_STATUS": status})
+    assert done.stdout.split() == (["--force", "--no-block", said] if said else [])
 
 
 def test_the_registration_is_loaded_and_taken_away(evaluate, nix, tmp_path):
@@ -451,8 +435,9 @@ def test_every_script_is_one(evaluate):
     more = "{ boot.initrd.calve.debug = true; }"
     result = evaluate(SERVER, WEB, more)
     services = {**systemd(result)["services"], **result["config"]["systemd"]["services"]}
-    scripts = {name: unit["script"] for name, unit in services.items() if unit["script"]}
-    assert len(scripts) == 5
+    texts = {name: unit["script"] or unit["postStop"] for name, unit in services.items()}
+    scripts = {name: text for name, text in texts.items() if text}
+    assert len(scripts) == 4
     for name, text in scripts.items():
         done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True)
         assert done.returncode == 0, (name, done.stderr)
@@ -551,7 +536,7 @@ def test_systemd_finds_no_fault_in_the_agent_s_unit(verify):
 def test_systemd_finds_no_cycle_in_stage_2(evaluate, verify, target):
     more = "{ boot.initrd.calve.debug = true; services.calve.health.tcp = [ 80 ]; }"
     services = evaluate(SERVER, KEYS, more)["config"]["systemd"]["services"]
-    assert {"calve-health", "calve-confirm", "calve-register-paths"} < set(services)
+    assert {"calve-health", "calve-register-paths"} < set(services)
     units = {f"{name}.service": render(service) for name, service in services.items()}
     wanted = [
         (f"{name}.service", [*service["wantedBy"], *service["requiredBy"]])
@@ -615,7 +600,7 @@ def test_the_flake_s_outputs(flake):
     assert flake["modules"] == ["agent", "default", "machine", "server"]
     both = {"x86_64-linux", "aarch64-linux"}
     assert set(flake["packages"]) == set(flake["shells"]) == both
-    assert flake["packages"]["aarch64-linux"] == ["calve", "calve-agent", "default"]
+    assert flake["packages"]["aarch64-linux"] == ["calve", "calve-agent", "calve-health", "default"]
 
 
 def test_the_workflow_runs_every_check_on_three_releases(flake):

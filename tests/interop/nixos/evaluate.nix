@@ -14,7 +14,7 @@ let
     outPath = "/nix/store/00000000000000000000000000000000-${name}";
   };
 
-  pkgs = lib.genAttrs [ "cacert" "calve-agent" "coreutils" "curl" "util-linux" ] package // {
+  pkgs = lib.genAttrs [ "cacert" "calve-agent" "calve-health" "coreutils" "util-linux" ] package // {
     runCommand =
       name: _env: _script:
       package name;

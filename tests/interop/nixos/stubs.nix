@@ -59,6 +59,7 @@ let
     serviceConfig = section;
     script = text;
     preStart = text;
+    postStop = text;
   };
 
   initrdService = types.submodule { options = service; };
@@ -135,6 +136,7 @@ in
     documentation.enable = bool true;
     documentation.nixos.enable = bool true;
     environment.defaultPackages = option (types.listOf types.package) [ ];
+    environment.etc = option (types.attrsOf contents) { };
     environment.stub-ld.enable = bool true;
     fileSystems = option (types.attrsOf (
       types.submodule {
