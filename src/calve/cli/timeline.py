@@ -18,7 +18,7 @@ from calve.cli.session import Session
 from calve.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from calve.contract.timeline import Boot, Phase
+    from calve.contract.timeline import Boot, Failure, Phase
     from calve.ui.svg import Chart
 
 __all__ = ["arguments", "run"]
@@ -120,6 +120,7 @@ def _title(boot: Boot) -> str:
     if boot.failure is not None:
         return f"boot {boot.number}: failed after {at}: {boot.failure.code or 'no code'}"
     return {
+        Outcome.HEALTHY: f"boot {boot.number}: healthy after {at}",
         Outcome.READY: f"boot {boot.number}: handed over to the system, last heard of at {at}",
         Outcome.UNFINISHED: f"boot {boot.number}: neither ready nor failed, last heard of at {at}",
     }.get(boot.outcome, f"boot {boot.number}: a kernel started, and left no evidence")
@@ -129,6 +130,8 @@ def _notes(boot: Boot) -> list[str]:
     """Return what is to be said of a boot beside its phases."""
     figures = boot.figures
     lines = []
+    if boot.degraded is not None:
+        lines.append(f"an older system went on: {boot.degraded.code}: {boot.degraded.message}")
     if figures.system is not None:
         numbers = [("release", figures.release), ("generation", figures.generation)]
         known = [f"{name} {number}" for name, number in numbers if number is not None]
@@ -199,7 +202,7 @@ def _print_end(session: Session, boot: Boot) -> None:
         session.result(one_line(f"{failure.code}{where}: {failure.message}"))
         for line in page(failure.code) or ["this version of Calve does not know the code"]:
             session.result(f"  {line}")
-    elif boot.outcome is not Outcome.READY and boot.last_lines:
+    elif boot.outcome not in {Outcome.READY, Outcome.HEALTHY} and boot.last_lines:
         session.result("last on the console:")
         for line in boot.last_lines:
             session.result(f"  {one_line(line)}")
@@ -274,20 +277,21 @@ def _document(boot: Boot) -> dict[str, object]:
         ],
         **asdict(boot.figures),
         "fetched_bytes_per_s": None if rate is None else round(rate),
-        "failure": _failure(boot),
+        "failure": _failure(boot.failure),
+        "degraded": _failure(boot.degraded),
         "damaged_lines": boot.damaged_lines,
         "last_lines": list(boot.last_lines),
     }
 
 
-def _failure(boot: Boot) -> dict[str, object] | None:
+def _failure(failure: Failure | None) -> dict[str, object] | None:
     from calve.contract.explain import known
 
-    if boot.failure is None:
+    if failure is None:
         return None
-    code = known(boot.failure.code)
+    code = known(failure.code)
     return {
-        **asdict(boot.failure),
+        **asdict(failure),
         "text": None if code is None else code.text,
         "transient": None if code is None else code.transient,
     }

@@ -31,6 +31,7 @@ _LARGEST = 1 << 62
 class Outcome(enum.StrEnum):
     """How a boot ended, as far as its console tells."""
 
+    HEALTHY = "healthy"  # the system is well, and has said so
     READY = "ready"  # handed over to the system
     FAILED = "failed"  # said so
     UNFINISHED = "unfinished"  # the log ends, or the next boot begins
@@ -109,6 +110,7 @@ class Boot:
         phases: in their order, without a break from 0 to `end_s`.
         figures: what the machine said of itself.
         failure: why it failed.
+        degraded: why another system went on than the one that was wanted.
         end_s: seconds from the kernel's start to the last evidence.
         damaged_lines: lines of evidence that are cut or were written into.
         last_lines: what the console said last, after the last evidence; three at most, foreign text.
@@ -119,6 +121,7 @@ class Boot:
     phases: tuple[Phase, ...]
     figures: Figures
     failure: Failure | None
+    degraded: Failure | None
     end_s: float
     damaged_lines: int
     last_lines: tuple[str, ...]
@@ -164,7 +167,9 @@ class _Boot:
     last_s: float = 0.0
     figures: dict[str, Any] = field(default_factory=dict)
     failure: Failure | None = None
+    degraded: Failure | None = None
     ready: bool = False
+    healthy: bool = False
     damaged: int = 0
 
     def ends_before(self, item: Item) -> bool:
@@ -203,12 +208,14 @@ class _Boot:
                 self._imply("commit", at_s)
                 self.ready = True
                 self._ready(event.fields)
+            case "degraded":
+                self.degraded = _failure(event)
+            case "healthy":
+                self._imply("health", at_s)
+                self.healthy = True
             case "fail":
                 self._imply(event.fields.get("phase"), at_s)
-                said = [
-                    _text(event.fields.get(name)) or "" for name in ("code", "phase", "message")
-                ]
-                self.failure = Failure(*said)
+                self.failure = _failure(event)
         self.last_s = at_s
 
     # Phases
@@ -275,7 +282,7 @@ class _Boot:
         """Return the boot, now that it is over."""
         phases = self.phases
         if phases:
-            is_open = self.failure is None
+            is_open = self.failure is None and not self.healthy
             phases[-1] = Phase(phases[-1].name, phases[-1].begin_s, self.last_s, is_open=is_open)
         elif self.heard:
             phases.append(Phase("kernel to ?", 0.0, self.last_s, is_gap=True))
@@ -285,6 +292,7 @@ class _Boot:
             tuple(phases),
             Figures(**self.figures),
             self.failure,
+            self.degraded,
             self.last_s,
             self.damaged,
             last_lines,
@@ -293,6 +301,8 @@ class _Boot:
     def _outcome(self) -> Outcome:
         if self.failure is not None:
             return Outcome.FAILED
+        if self.healthy:
+            return Outcome.HEALTHY
         if self.ready:
             return Outcome.READY
         return Outcome.UNFINISHED if self.heard else Outcome.SILENT
@@ -309,6 +319,10 @@ def _before(name: str) -> str:
     """Return the phase that stands before one in the order of a boot."""
     at = PHASES.index(name) if name in PHASES else 0
     return PHASES[at - 1] if at else "?"
+
+
+def _failure(event: Evidence) -> Failure:
+    return Failure(*(_text(event.fields.get(name)) or "" for name in ("code", "phase", "message")))
 
 
 def _text(value: object) -> str | None:

@@ -109,6 +109,30 @@ def test_a_failure_may_lack_everything():
     assert shown(boot) == [("kernel to ?…", 0.0, 3.0)]
 
 
+def ready():
+    return start() + phase(5.0, "commit") + line(5.5, "ready") + phase(5.5, "switch-root")
+
+
+def test_stage_2_says_how_it_ended():
+    log = ready() + phase(6.0, "answer") + phase(9.0, "health")
+    (boot,) = read(log + line(9.5, "healthy", system="x", as_wanted=True))
+    assert boot.outcome is Outcome.HEALTHY
+    assert shown(boot)[-2:] == [("answer", 6.0, 9.0), ("health", 9.0, 9.5)]
+    (boot,) = read(log + line(9.5, "fail", code="unhealthy", phase="health", message="404"))
+    assert boot.outcome is Outcome.FAILED
+    assert boot.failure.code == "unhealthy"
+    (boot,) = read(log)
+    assert boot.outcome is Outcome.READY
+    assert boot.phases[-1].is_open
+
+
+def test_why_another_system_goes_on():
+    log = start() + line(5.0, "degraded", system="x", code="deadline", message="late")
+    (boot,) = read(log + phase(5.1, "commit") + line(5.5, "ready"))
+    assert (boot.outcome, boot.failure) == (Outcome.READY, None)
+    assert (boot.degraded.code, boot.degraded.message) == ("deadline", "late")
+
+
 def test_progress_is_the_figure_of_a_boot_that_is_not_ready():
     more = {"unit": "bytes", "total": 900}
     log = (
