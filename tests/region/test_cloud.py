@@ -21,11 +21,12 @@ from calve.errors import (
     TransientError,
     UsageError,
 )
+from calve.region.access import Access
 from calve.region.balancer import HaProxy
 from calve.region.cloud import Cloud
 from calve.region.groups import Rules
 from calve.region.server import Server
-from calve.region.signature import Principals, Refusal, verify
+from calve.region.signature import Principals, Refusal
 from calve.transport.credentials import Credentials
 
 IMAGE = "ami-0123456789abcdef0"
@@ -551,20 +552,7 @@ def test_unknown_actions_and_unsigned_requests(place):
 def _principals(key):
     principals = Principals()
     key.append(principals.add_user("operator"))
-
-    def authenticate(request, service, digest):
-        import datetime
-
-        verify(
-            request,
-            principals,
-            service=service,
-            region="eu-central-1",
-            now=datetime.datetime.now(datetime.UTC),
-            payload_sha256=digest,
-        )
-
-    return authenticate
+    return Access(principals, region="eu-central-1").check
 
 
 _KEY = []
@@ -582,7 +570,7 @@ def test_signatures_can_be_verified(place):
     gateway._client.close()
 
 
-def _throttle(request, service, digest):
+def _throttle(request, call):
     raise Refusal(503, "Throttling", "Rate exceeded")
 
 

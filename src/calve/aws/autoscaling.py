@@ -1,4 +1,4 @@
-"""Auto Scaling: groups, their instances and activities, instance refresh."""
+"""Auto Scaling: groups, their instances and activities, lifecycle hooks, instance refresh."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ if TYPE_CHECKING:
 
     from calve.aws.session import Session
 
-__all__ = ["ACTIVE", "Activity", "AutoScaling", "Group", "GroupInstance", "Preferences", "Refresh"]
+__all__ = [
+    "ACTIVE",
+    "Activity",
+    "AutoScaling",
+    "Group",
+    "GroupInstance",
+    "Hook",
+    "Preferences",
+    "Refresh",
+]
 
 ACTIVE = frozenset({"Pending", "InProgress", "Baking", "Cancelling", "RollbackInProgress"})
 """Statuses of a refresh that has not ended."""
+_LAUNCHING = "autoscaling:EC2_INSTANCE_LAUNCHING"
+_TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,22 @@ class Group:
     target_groups: tuple[str, ...]
     suspended: tuple[str, ...]
     instances: tuple[GroupInstance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A lifecycle hook: it holds an instance until a result is given, or so long without a heartbeat.
+
+    Attributes:
+        launching: It holds instances that launch; else such that terminate.
+        heartbeat_s: 30 to 7200.
+        abandons: What a timeout means: ABANDON, else CONTINUE.
+    """
+
+    name: str
+    launching: bool = True
+    heartbeat_s: int = 180
+    abandons: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +131,7 @@ class AutoScaling:
         target_groups: Iterable[str] = (),
         grace_s: int = 300,
         zones: Iterable[str] = (),
+        hooks: Iterable[Hook] = (),
     ) -> None:
         """Create a group on a numbered launch template version.
 
@@ -115,6 +143,7 @@ class AutoScaling:
             target_groups: ARNs; where there are any, their health checks count.
             grace_s: How long after an instance is in service its health checks do not count.
             zones: Availability zones, where no subnets are configured.
+            hooks: Its lifecycle hooks; one that is put later does not hold the first instances.
 
         Raises:
             ConflictError: The name is taken.
@@ -124,6 +153,9 @@ class AutoScaling:
         more: dict[str, Any] = {"AvailabilityZones": list(zones)} if zones else {}
         if arns:
             more |= {"TargetGroupARNs": arns, "HealthCheckType": "ELB"}
+        specifications = list(map(_specification, hooks))
+        if specifications:
+            more["LifecycleHookSpecificationList"] = specifications
         self._client.create_auto_scaling_group(
             AutoScalingGroupName=name,
             LaunchTemplate={"LaunchTemplateId": template_id, "Version": str(version)},
@@ -146,6 +178,26 @@ class AutoScaling:
     def delete_group(self, name: str, *, force: bool = False) -> None:
         """Delete a group; `force` terminates its instances, without it ConflictError where there are any."""
         self._client.delete_auto_scaling_group(AutoScalingGroupName=name, ForceDelete=force)
+
+    @needs("autoscaling:PutLifecycleHook")
+    def put_hook(self, name: str, hook: Hook) -> None:
+        """Give a group a lifecycle hook, or change the one of that name; what waits already, waits as it did."""
+        self._client.put_lifecycle_hook(AutoScalingGroupName=name, **_specification(hook))
+
+    @needs("autoscaling:DescribeLifecycleHooks")
+    def hooks(self, name: str) -> tuple[Hook, ...]:
+        """Return a group's lifecycle hooks."""
+        answer = self._client.describe_lifecycle_hooks(AutoScalingGroupName=name)
+        return tuple(map(_hook, answer["LifecycleHooks"]))
+
+    @needs("autoscaling:DeleteLifecycleHook")
+    def delete_hook(self, name: str, hook: str) -> None:
+        """Delete a group's lifecycle hook by its name; what it holds goes on, or is terminated if it launches.
+
+        Raises:
+            NotFoundError: The group has no such hook.
+        """
+        self._client.delete_lifecycle_hook(AutoScalingGroupName=name, LifecycleHookName=hook)
 
     @needs("autoscaling:DescribeScalingActivities")
     def activities(self, name: str, *, most: int = 100) -> tuple[Activity, ...]:
@@ -217,6 +269,24 @@ def _member(item: dict[str, Any]) -> GroupInstance:
         item["LifecycleState"],
         item["HealthStatus"].lower() == "healthy",
         item.get("LaunchTemplate", {}).get("Version"),
+    )
+
+
+def _specification(hook: Hook) -> dict[str, Any]:
+    return {
+        "LifecycleHookName": hook.name,
+        "LifecycleTransition": _LAUNCHING if hook.launching else _TERMINATING,
+        "HeartbeatTimeout": hook.heartbeat_s,
+        "DefaultResult": "ABANDON" if hook.abandons else "CONTINUE",
+    }
+
+
+def _hook(item: dict[str, Any]) -> Hook:
+    return Hook(
+        item["LifecycleHookName"],
+        item["LifecycleTransition"] == _LAUNCHING,
+        item["HeartbeatTimeout"],
+        item["DefaultResult"] == "ABANDON",
     )
 
 

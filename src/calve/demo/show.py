@@ -106,7 +106,7 @@ def show(play: Play) -> Report:
         systems = [workshop.system(store, play.system, number) for number in (1, 2)]
         initrd = workshop.initrd()
         play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
-        world = owner.enter_context(World(work))
+        world = owner.enter_context(World(work, group=play.fleet.group))
         client = Client(context=None, cancel=play.cancel)
         owner.callback(client.close)
         cache = open_objects(world.operator_cache, client, world.operator_credentials)

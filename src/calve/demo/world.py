@@ -1,7 +1,7 @@
 """The simulated region as the show needs it: S3, metadata, EC2, Auto Scaling, a load balancer, real machines.
 
-Also how each side reaches it: machines see S3 at a link-local address that QEMU forwards, the operator at a port of
-127.0.0.1; it is the same service.
+Also how each side reaches it: machines see S3 and the other services at link-local addresses that QEMU forwards, the
+operator at ports of 127.0.0.1; they are the same services.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from urllib.parse import quote
 
 from calve.aws.session import Session
 from calve.clock import SYSTEM, Clock
+from calve.region.access import Access
 from calve.region.balancer import HaProxy
 from calve.region.cloud import Cloud
 from calve.region.imds import Imds, Instance
 from calve.region.machine import Launch
+from calve.region.names import ACCOUNT
 from calve.region.objects import ObjectService
 from calve.region.qemu import Forward, MachineImage, QemuMachines
 from calve.region.server import Server
@@ -36,8 +38,8 @@ COMMAND_LINE: Final = (
 )
 
 _S3_ADDRESS: Final = "169.254.169.250"
+_API_ADDRESS: Final = "169.254.169.249"
 _CREDENTIALS_LAST: Final = dt.timedelta(hours=6)
-_ACCOUNT: Final = "123456789012"
 
 
 class World:
@@ -45,21 +47,25 @@ class World:
 
     Args:
         directory: objects, disks and consoles; of its own.
+        group: the Auto Scaling group whose lifecycle actions machines may complete.
         clock: the time of day.
     """
 
-    def __init__(self, directory: Path, *, clock: Clock = SYSTEM) -> None:
+    def __init__(self, directory: Path, *, group: str = "web", clock: Clock = SYSTEM) -> None:
         self._clock = clock
         self._owner = contextlib.ExitStack()
         self.principals = Principals()
         self._operator = self.principals.add_user("operator")
         arn = f"arn:aws:s3:::{BUCKET}"
+        scaling = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/{group}"
         self.principals.set_policy(
             ROLE,
             (
                 Allow("s3:GetObject", f"{arn}/*"),
                 Allow("s3:ListBucket", arn),
                 Allow("s3:PutObject", f"{arn}/boot-reports/${{aws:userid}}/*"),
+                Allow("autoscaling:CompleteLifecycleAction", scaling),
+                Allow("autoscaling:RecordLifecycleActionHeartbeat", scaling),
             ),
         )
         self.objects = ObjectService(
@@ -70,17 +76,21 @@ class World:
         self.machines = QemuMachines(directory / "machines", self._metadata)
         # A target group is checked every 5 s at the least on AWS, which is long for a show.
         self.balancer = HaProxy(check_interval_s=1.0, directory=directory)
-        self.cloud = Cloud(self.machines, self.balancer, region=REGION)
+        access = Access(self.principals, region=REGION, clock=clock)
+        self.cloud = Cloud(self.machines, self.balancer, region=REGION, authenticate=access.check)
         self._api = Server(self.cloud.handle, name="aws")
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.s3)
-            self.machines.forwards = (Forward(_S3_ADDRESS, 80, self.s3.port),)
             undo.callback(self.machines.close)
             undo.enter_context(self.balancer)
             undo.enter_context(self.cloud)
             undo.enter_context(self._api)
+            self.machines.forwards = (
+                Forward(_S3_ADDRESS, 80, self.s3.port),
+                Forward(_API_ADDRESS, 80, self._api.port),
+            )
             self._owner = undo.pop_all()
         return self
 
@@ -114,6 +124,11 @@ class World:
         """Return the cache's URL for machines."""
         return self._cache(f"http://{_S3_ADDRESS}")
 
+    @property
+    def machine_api(self) -> str:
+        """Return the URL of EC2, Auto Scaling and Elastic Load Balancing for machines."""
+        return f"http://{_API_ADDRESS}"
+
     @staticmethod
     def _cache(endpoint: str) -> str:
         return f"s3://{BUCKET}?region={REGION}&endpoint={quote(endpoint, safe='')}"
@@ -141,9 +156,10 @@ class World:
             local_ipv4="169.254.169.15",
             instance_type=launch.instance_type,
             image_id=launch.image_id,
-            account_id=_ACCOUNT,
+            account_id=ACCOUNT,
             role=ROLE,
             user_data=lambda: launch.user_data or None,
             credentials=credentials,
+            lifecycle_state=lambda: self.cloud.target_lifecycle(launch.instance_id),
         )
         return Server(Imds(instance, clock=self._clock).handle, name=launch.instance_id)

@@ -1,7 +1,7 @@
-"""The part of EC2 Auto Scaling that a fleet needs: groups, their instances and activities, instance refresh.
+"""The part of EC2 Auto Scaling that a fleet needs: groups, their instances and activities; hooks, instance refresh.
 
-Source: Amazon EC2 Auto Scaling API reference (2011-01-01). Actions only change what `groups` and `refresh` then bring
-on; nothing is started here. Not thread-safe: `cloud` holds one lock.
+Source: Amazon EC2 Auto Scaling API reference (2011-01-01). Actions only change what `groups` then brings on; nothing
+is started here. `hooks_api` and `refresh_api` have the other actions. Not thread-safe: `cloud` holds one lock.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from calve.region import refresh as refreshes
-from calve.region.groups import Activity, Group, GroupInstance
+from calve.region.activities import Activity
+from calve.region.group import Group, GroupInstance, find, invalid
+from calve.region.hooks_api import HookActions, specified
 from calve.region.names import activity_uuid, arn
 from calve.region.query import AUTOSCALING, Action, Params, page, time_of
-from calve.region.refresh import Preferences, Refresh, Status
+from calve.region.refresh import Status
+from calve.region.refresh_api import RefreshActions, template_row
 from calve.region.signature import Refusal
 from calve.region.templates import LaunchTemplate, TemplateSpec
 
@@ -66,15 +68,9 @@ class AutoScaling:
             "DescribeAutoScalingInstances": self._describe_instances,
             "SetDesiredCapacity": self._set_desired,
             "DescribeScalingActivities": self._describe_activities,
-            "StartInstanceRefresh": self._start_refresh,
-            "DescribeInstanceRefreshes": self._describe_refreshes,
-            "CancelInstanceRefresh": self._cancel_refresh,
+            **RefreshActions(self.groups, self._spec).actions,
+            **HookActions(self.groups).actions,
         }
-
-    def _group(self, name: str) -> Group:
-        if name not in self.groups:
-            raise _invalid(f"AutoScalingGroup name not found - AutoScalingGroup '{name}' not found")
-        return self.groups[name]
 
     # Groups
 
@@ -83,7 +79,7 @@ class AutoScaling:
         spec = self._spec(params.struct("LaunchTemplate"))
         min_size, max_size = _size(params, "MinSize"), _size(params, "MaxSize")
         if min_size is None or max_size is None:
-            raise _invalid("MinSize and MaxSize must be given")
+            raise invalid("MinSize and MaxSize must be given")
         desired = _size(params, "DesiredCapacity")
         arns = params.strings("TargetGroupARNs") or []
         group = Group(
@@ -96,13 +92,14 @@ class AutoScaling:
             zone=self._zone,
             target_groups=tuple(dict.fromkeys(arns)),
             tags=_tags(params),
+            hooks=specified(params),
         )
         group = _settings(group, params)
         params.strings("AvailabilityZones")
         params.text("VPCZoneIdentifier")
         params.done()
         if not re.fullmatch(r"[^:/\\\x00-\x1f]{1,255}", name):
-            raise _invalid(f"Group name '{name}' is not valid")
+            raise invalid(f"Group name '{name}' is not valid")
         if name in self.groups:
             raise Refusal(
                 400,
@@ -124,29 +121,29 @@ class AutoScaling:
         try:
             self._lookups.target_group(target_group)
         except Refusal as refusal:
-            raise _invalid(f"Provided Target Groups may not be valid: {refusal.message}") from None
+            raise invalid(f"Provided Target Groups may not be valid: {refusal.message}") from None
 
     def _spec(self, params: Params | None) -> TemplateSpec:
         if params is None:
-            raise _invalid(
+            raise invalid(
                 "Valid requests must contain either LaunchTemplate, LaunchConfigurationName, InstanceId or "
                 "MixedInstancesPolicy parameter (only LaunchTemplate is simulated)."
             )
         template_id, name = params.text("LaunchTemplateId"), params.text("LaunchTemplateName")
         version = params.text("Version") or "$Default"
         if (template_id is None) == (name is None):
-            raise _invalid(
+            raise invalid(
                 "Valid requests must contain either launchTemplateId or LaunchTemplateName"
             )
         try:
             template = self._lookups.template(template_id, name)
             template.resolve(version)
         except Refusal as refusal:
-            raise _invalid(f"{_NOT_A_TEMPLATE}{refusal.message}") from None
+            raise invalid(f"{_NOT_A_TEMPLATE}{refusal.message}") from None
         return TemplateSpec(template.id, template.name, version)
 
     def _update(self, params: Params, _now: float) -> Mapping[str, Any]:
-        before = self._group(params.need("AutoScalingGroupName"))
+        before = find(self.groups, params.need("AutoScalingGroupName"))
         group = before
         template = params.struct("LaunchTemplate")
         if template is not None:
@@ -174,16 +171,16 @@ class AutoScaling:
         return {}
 
     def _set_desired(self, params: Params, _now: float) -> Mapping[str, Any]:
-        group = self._group(params.need("AutoScalingGroupName"))
+        group = find(self.groups, params.need("AutoScalingGroupName"))
         desired = _size(params, "DesiredCapacity")
         params.boolean("HonorCooldown")
         params.done()
         if desired is None:
-            raise _invalid("DesiredCapacity must be given")
+            raise invalid("DesiredCapacity must be given")
         if not group.min_size <= desired <= group.max_size:
             side = "above max" if desired > group.max_size else "below min"
             limit = group.max_size if desired > group.max_size else group.min_size
-            raise _invalid(
+            raise invalid(
                 f"New SetDesiredCapacity value {desired} is {side} value {limit} for the AutoScalingGroup."
             )
         cause = (
@@ -194,7 +191,7 @@ class AutoScaling:
         return {}
 
     def _delete(self, params: Params, now: float) -> Mapping[str, Any]:
-        group = self._group(params.need("AutoScalingGroupName"))
+        group = find(self.groups, params.need("AutoScalingGroupName"))
         force = params.boolean("ForceDelete") or False
         params.done()
         if not force and group.instances:
@@ -214,13 +211,36 @@ class AutoScaling:
             "a user request force deleted AutoScalingGroup changing the desired capacity "
             f"from {group.desired} to 0"
         )
-        deleting = replace(group, deleting=True, refreshes=kept, cause=cause)
+        # Outstanding lifecycle actions go with the group, and its hooks hold nothing any more.
+        freed = {one.id: replace(one, waits=()) for one in group.instances.values()}
+        deleting = replace(
+            group, deleting=True, refreshes=kept, cause=cause, hooks={}, instances=freed
+        )
         self.groups[group.name] = deleting
         if deleting.gone:
             del self.groups[group.name]
         return {}
 
     # What is
+
+    def resource(self, action: str, form: Mapping[str, Any]) -> str:
+        """Return the ARN that a policy has to allow for an action: the group's, or `*` where it is about none."""
+        name = form.get("AutoScalingGroupName")
+        return (
+            "*" if action.startswith("Describe") or not isinstance(name, str) else self._arn(name)
+        )
+
+    def instance(self, instance_id: str) -> GroupInstance | None:
+        """Find an instance in its group; None where it is in none."""
+        found = (group.instances.get(instance_id) for group in self.groups.values())
+        return next((one for one in found if one is not None), None)
+
+    def _arn(self, name: str) -> str:
+        """Return a group's ARN; that of a group that does not exist has `*` for its id."""
+        group = self.groups.get(name)
+        unique = "*" if group is None else activity_uuid(name, group.created_at)
+        resource = f"autoScalingGroup:{unique}:autoScalingGroupName/{name}"
+        return arn("autoscaling", self._region, resource)
 
     def _describe(self, params: Params, _now: float) -> Mapping[str, Any]:
         names = params.strings("AutoScalingGroupNames")
@@ -232,13 +252,8 @@ class AutoScaling:
     def _shown(self, group: Group) -> dict[str, Any]:
         return {
             "AutoScalingGroupName": group.name,
-            "AutoScalingGroupARN": arn(
-                "autoscaling",
-                self._region,
-                f"autoScalingGroup:{activity_uuid(group.name, group.created_at)}"
-                f":autoScalingGroupName/{group.name}",
-            ),
-            "LaunchTemplate": _template(group.spec),
+            "AutoScalingGroupARN": self._arn(group.name),
+            "LaunchTemplate": template_row(group.spec),
             "MinSize": group.min_size,
             "MaxSize": group.max_size,
             "DesiredCapacity": group.desired,
@@ -275,7 +290,7 @@ class AutoScaling:
             "AvailabilityZone": group.zone,
             "LifecycleState": one.lifecycle.value,
             "HealthStatus": "Unhealthy" if one.sick else "Healthy",
-            "LaunchTemplate": _template(one.spec),
+            "LaunchTemplate": template_row(one.spec),
             "ProtectedFromScaleIn": False,
         }
 
@@ -299,7 +314,7 @@ class AutoScaling:
     def _describe_activities(self, params: Params, _now: float) -> Mapping[str, Any]:
         name, ids = params.text("AutoScalingGroupName"), params.strings("ActivityIds")
         params.boolean("IncludeDeletedGroups")
-        groups = [self._group(name)] if name is not None else list(self.groups.values())
+        groups = [find(self.groups, name)] if name is not None else list(self.groups.values())
         found = [
             _activity(one, group)
             for group in groups
@@ -310,64 +325,6 @@ class AutoScaling:
         params.done()
         return {"Activities": shown, "NextToken": token}
 
-    # Refreshes
-
-    def _start_refresh(self, params: Params, now: float) -> Mapping[str, Any]:
-        group = self._group(params.need("AutoScalingGroupName"))
-        strategy = params.text("Strategy") or "Rolling"
-        configuration = params.struct("DesiredConfiguration")
-        spec = None
-        if configuration is not None:
-            spec = self._spec(configuration.struct("LaunchTemplate"))
-        preferences = _preferences(params.struct("Preferences"))
-        params.done()
-        if strategy != "Rolling":
-            raise _invalid(f"Strategy '{strategy}' is not simulated")
-        if group.refresh is not None:
-            raise Refusal(
-                400,
-                "InstanceRefreshInProgress",
-                "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh.",
-            )
-        if preferences.auto_rollback:
-            _check_rollback(group, spec)
-        if group.desired == 0 and not group.instances:
-            raise _invalid("The group has no instances to refresh")
-        refresh_id = activity_uuid(group.name, group.created_at, "refresh", group.serial + 1)
-        made = Refresh(refresh_id, spec, preferences, now)
-        self.groups[group.name] = replace(
-            group, serial=group.serial + 1, refreshes=(*group.refreshes, made)
-        )
-        return {"InstanceRefreshId": refresh_id}
-
-    def _describe_refreshes(self, params: Params, _now: float) -> Mapping[str, Any]:
-        group = self._group(params.need("AutoScalingGroupName"))
-        ids = params.strings("InstanceRefreshIds")
-        found = [one for one in reversed(group.refreshes) if not ids or one.id in ids]
-        shown, token = page(found, params, "MaxRecords", mark="NextToken", most=100)
-        params.done()
-        return {"InstanceRefreshes": [_refresh(one, group) for one in shown], "NextToken": token}
-
-    def _cancel_refresh(self, params: Params, _now: float) -> Mapping[str, Any]:
-        group = self._group(params.need("AutoScalingGroupName"))
-        params.boolean("WaitForTransitioningInstances")
-        params.done()
-        refresh = group.refresh
-        if refresh is None or refresh.status is Status.CANCELLING:
-            raise Refusal(
-                400,
-                "ActiveInstanceRefreshNotFound",
-                "No in progress or pending Instance Refresh found for Auto Scaling group "
-                f"{group.name}",
-            )
-        cancelled = refreshes.cancel(refresh)
-        self.groups[group.name] = replace(group, refreshes=(*group.refreshes[:-1], cancelled))
-        return {"InstanceRefreshId": refresh.id}
-
-
-def _invalid(message: str) -> Refusal:
-    return Refusal(400, "ValidationError", message)
-
 
 def _size(params: Params, name: str) -> int | None:
     return params.integer(name, 0, MOST)
@@ -375,12 +332,12 @@ def _size(params: Params, name: str) -> int | None:
 
 def _check_sizes(group: Group) -> None:
     if group.min_size > group.max_size:
-        raise _invalid(
+        raise invalid(
             "Max bound, "
             f"{group.max_size}, must be greater than or equal to min bound, {group.min_size}"
         )
     if not group.min_size <= group.desired <= group.max_size:
-        raise _invalid(
+        raise invalid(
             f"Desired capacity:{group.desired} must be between the specified min size:"
             f"{group.min_size} and max size:{group.max_size}"
         )
@@ -390,7 +347,7 @@ def _settings(group: Group, params: Params) -> Group:
     """Take in the settings that creating and updating share."""
     kind = params.text("HealthCheckType") or ("ELB" if group.checks_elb else "EC2")
     if kind not in {"EC2", "ELB"}:
-        raise _invalid(f"Health check type '{kind}' is not valid (or not simulated)")
+        raise invalid(f"Health check type '{kind}' is not valid (or not simulated)")
     grace_s = params.integer("HealthCheckGracePeriod", 0, 7200)
     cooldown_s = params.integer("DefaultCooldown", 0, 86_400)
     warmup_s = params.integer("DefaultInstanceWarmup", -1, 3600)
@@ -413,47 +370,6 @@ def _tags(params: Params) -> dict[str, str]:
     return tags
 
 
-def _preferences(params: Params | None) -> Preferences:
-    if params is None:
-        return Preferences()
-    low = params.integer("MinHealthyPercentage", 0, 100)
-    high = params.integer("MaxHealthyPercentage", 100, 200)
-    warmup_s = params.integer("InstanceWarmup", 0, 86_400)
-    if high is not None and low is None:
-        raise _invalid(
-            "MinHealthyPercentage must be specified when MaxHealthyPercentage is specified"
-        )
-    if high is not None and low is not None and high - low > 100:
-        raise _invalid(
-            "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100"
-        )
-    return Preferences(
-        90 if low is None else low,
-        high,
-        None if warmup_s is None else float(warmup_s),
-        params.boolean("SkipMatching") or False,
-        params.boolean("AutoRollback") or False,
-    )
-
-
-def _check_rollback(group: Group, spec: TemplateSpec | None) -> None:
-    if spec is None:
-        raise _invalid("AutoRollback requires a DesiredConfiguration")
-    if group.spec.version.startswith("$"):
-        raise _invalid(
-            "AutoRollback cannot be used when the Auto Scaling group's launch template version is "
-            f"{group.spec.version}"
-        )
-
-
-def _template(spec: TemplateSpec) -> dict[str, str]:
-    return {
-        "LaunchTemplateId": spec.id,
-        "LaunchTemplateName": spec.name,
-        "Version": spec.version,
-    }
-
-
 def _activity(one: Activity, group: Group) -> dict[str, Any]:
     return {
         "ActivityId": one.id,
@@ -466,27 +382,4 @@ def _activity(one: Activity, group: Group) -> dict[str, Any]:
         "StatusMessage": one.message,
         "Progress": one.progress,
         "Details": f'{{"Availability Zone":"{group.zone}"}}',
-    }
-
-
-def _refresh(one: Refresh, group: Group) -> dict[str, Any]:
-    preferences = one.preferences
-    return {
-        "InstanceRefreshId": one.id,
-        "AutoScalingGroupName": group.name,
-        "Status": one.status.value,
-        "StatusReason": one.reason,
-        "StartTime": time_of(one.started_at),
-        "EndTime": None if one.ended_at is None else time_of(one.ended_at),
-        "PercentageComplete": one.percent,
-        "InstancesToUpdate": one.remaining,
-        "Strategy": "Rolling",
-        "Preferences": {
-            "MinHealthyPercentage": preferences.min_healthy,
-            "MaxHealthyPercentage": preferences.max_healthy,
-            "InstanceWarmup": None if preferences.warmup_s is None else round(preferences.warmup_s),
-            "SkipMatching": preferences.skip_matching,
-            "AutoRollback": preferences.auto_rollback,
-        },
-        "DesiredConfiguration": {"LaunchTemplate": _template(one.spec)} if one.spec else None,
     }

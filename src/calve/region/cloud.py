@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError
 from calve.region import groups, targets
+from calve.region.access import Call
 from calve.region.autoscaling import AutoScaling, Lookups
 from calve.region.ec2 import Ec2, State
 from calve.region.elb import Elb
@@ -43,8 +44,8 @@ _CREDENTIAL = re.compile(
     r"AWS4-HMAC-SHA256 Credential=[^/\s,]+/[0-9]{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request,"
 )
 
-Authenticate = Callable[[Request, str, str], object]
-"""Verifies a request: (request, service, the body's SHA-256 in hexadecimal); Refusal where it does not hold."""
+Authenticate = Callable[[Request, Call], object]
+"""Verifies who asks, and that they may: a request and what it asks for; Refusal where not. `Access.check` is one."""
 
 
 class _Service(Protocol):
@@ -62,7 +63,7 @@ class Cloud:
         region: The region's name; requests signed for another are refused.
         rules: What governs groups, `launch_parallelism` among them.
         draining: False cuts deregistered targets off at once, which clients will notice.
-        authenticate: Verifies signatures; None looks at the credential's scope only.
+        authenticate: Verifies signatures and policies; None looks at the credential's scope only.
         poll_s: How often machines and balancer are looked at while nothing is due.
         seed: Names this region's story; see `names`.
     """
@@ -109,6 +110,18 @@ class Cloud:
         """Register an image, so that instances can be launched from it."""
         with self._lock:
             self.ec2.images[image_id] = (name, self._now())
+
+    def target_lifecycle(self, instance_id: str) -> str | None:
+        """Return where an instance's group wants it, as its metadata says; None where it is in no group.
+
+        `InService` from its launch on, `Terminated` once it is to go (EC2 Auto Scaling User Guide, "Retrieve the
+        target lifecycle state through instance metadata").
+        """
+        with self._lock:
+            one = self.autoscaling.instance(instance_id)
+        if one is None:
+            return None
+        return "Terminated" if one.lifecycle.leaving else "InService"
 
     def __enter__(self) -> Self:
         self._threads.__enter__()
@@ -158,7 +171,9 @@ class Cloud:
             if service is None:
                 raise _unknown(action, version)
             dialect = service.dialect
-            self._check_signature(request, dialect.service, body)
+            self._check_scope(request, dialect.service)
+            if self._authenticate is not None:
+                self._authenticate(request, self._call(service, str(action), form, body))
             return self._perform(service, str(action), form, request_id)
         except Refusal as refusal:
             return dialect.error(refusal, request_id)
@@ -187,7 +202,14 @@ class Cloud:
         self._poke.set()
         return service.dialect.answer(action, result, request_id)
 
-    def _check_signature(self, request: Request, service: str, body: bytes) -> None:
+    def _call(self, service: _Service, action: str, form: Mapping[str, Any], body: bytes) -> Call:
+        resource = "*"
+        if service is self.autoscaling:
+            with self._lock:
+                resource = self.autoscaling.resource(action, form)
+        return Call(service.dialect.service, action, resource, hashlib.sha256(body).hexdigest())
+
+    def _check_scope(self, request: Request, service: str) -> None:
         header = request.headers.get("authorization", "")
         found = _CREDENTIAL.match(header)
         if found is None:
@@ -200,8 +222,6 @@ class Cloud:
                 "SignatureDoesNotMatch",
                 f"Credential should be scoped to {self.region}/{service}, not {'/'.join(found.groups())}.",
             )
-        if self._authenticate is not None:
-            self._authenticate(request, service, hashlib.sha256(body).hexdigest())
 
     # The driver
 

@@ -10,8 +10,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from calve.region.activities import Activity
 from calve.region.ec2 import State
+from calve.region.hooks import Hook, Wait
 from calve.region.refresh import Refresh
+from calve.region.signature import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from calve.region.templates import TemplateSpec
 
 __all__ = [
-    "Activity",
     "Deregister",
     "Effect",
     "Group",
@@ -32,15 +34,35 @@ __all__ = [
     "Step",
     "Terminate",
     "World",
+    "find",
+    "invalid",
 ]
 
 
 class Lifecycle(StrEnum):
-    """An instance's state in its group; lifecycle hooks will add the waiting ones."""
+    """An instance's state in its group."""
 
     PENDING = "Pending"
+    PENDING_WAIT = "Pending:Wait"
+    PENDING_PROCEED = "Pending:Proceed"
     IN_SERVICE = "InService"
     TERMINATING = "Terminating"
+    TERMINATING_WAIT = "Terminating:Wait"
+    TERMINATING_PROCEED = "Terminating:Proceed"
+
+    @property
+    def launching(self) -> bool:
+        """Say whether it is on its way into service."""
+        return self in _LAUNCHING
+
+    @property
+    def leaving(self) -> bool:
+        """Say whether it is on its way out of the group."""
+        return self in _LEAVING
+
+
+_LAUNCHING = {Lifecycle.PENDING, Lifecycle.PENDING_WAIT, Lifecycle.PENDING_PROCEED}
+_LEAVING = {Lifecycle.TERMINATING, Lifecycle.TERMINATING_WAIT, Lifecycle.TERMINATING_PROCEED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +82,13 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
-    """A scaling activity."""
-
-    id: str
-    description: str
-    cause: str
-    started_at: float
-    status: str
-    progress: int
-    ended_at: float | None = None
-    message: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class GroupInstance:
-    """An instance of a group; `spec.version` is the number that it was launched from."""
+    """An instance of a group; `spec.version` is the number that it was launched from.
+
+    Attributes:
+        served: It was in service.
+        waits: What lifecycle hooks hold it for, while it is in one of the waiting states.
+    """
 
     id: str
     spec: TemplateSpec
@@ -83,8 +96,10 @@ class GroupInstance:
     activity: str
     lifecycle: Lifecycle = Lifecycle.PENDING
     in_service_at: float = 0.0
+    served: bool = False
     sick: bool = False
     ended: bool = False
+    waits: tuple[Wait, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,7 @@ class Group:
     cooldown_s: float = 300.0
     warmup_s: float | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    hooks: Mapping[str, Hook] = field(default_factory=lambda: MappingProxyType({}))
     instances: Mapping[str, GroupInstance] = field(default_factory=lambda: MappingProxyType({}))
     activities: Mapping[str, Activity] = field(default_factory=lambda: MappingProxyType({}))
     refreshes: tuple[Refresh, ...] = ()
@@ -204,3 +220,15 @@ class Step:
     group: Group
     effects: tuple[Effect, ...]
     wake_at: float | None
+
+
+def find(groups: Mapping[str, Group], name: str) -> Group:
+    """Find a group by its name; Refusal where there is none."""
+    if name not in groups:
+        raise invalid(f"AutoScalingGroup name not found - AutoScalingGroup '{name}' not found")
+    return groups[name]
+
+
+def invalid(message: str) -> Refusal:
+    """Make Auto Scaling's own error for what it cannot take."""
+    return Refusal(400, "ValidationError", message)

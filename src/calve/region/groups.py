@@ -1,8 +1,8 @@
 """Auto Scaling groups as pure machines: `advance(group, world, now)` gives the group, effects and when to look again.
 
-Source: Amazon EC2 Auto Scaling User Guide, "Amazon EC2 Auto Scaling instance lifecycle", "Health checks",
-"Verify a scaling activity" (the texts of causes). No clock, thread or network: effects are data that `cloud`, or
-a test with a virtual clock, performs.
+Source: Amazon EC2 Auto Scaling User Guide, "Amazon EC2 Auto Scaling instance lifecycle", "How lifecycle hooks work",
+"Health checks", "Verify a scaling activity" (the texts of causes). No clock, thread or network: effects are data that
+`cloud`, or a test with a virtual clock, performs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from calve.region import hooks
 from calve.region import refresh as refreshes
+from calve.region.activities import Activity, Ledger
 from calve.region.ec2 import State
 from calve.region.group import (
-    Activity,
     Deregister,
     Effect,
     Group,
@@ -27,6 +28,7 @@ from calve.region.group import (
     Terminate,
     World,
 )
+from calve.region.hooks import Result, Transition, Wait
 from calve.region.names import activity_uuid, identifier, stamp
 from calve.region.refresh import Member, Refresh, Status
 
@@ -50,7 +52,6 @@ __all__ = [
     "advance",
 ]
 
-ACTIVITIES_KEPT = 5000
 _GONE = Seen(State.TERMINATED)
 _IN_SERVICE, _RUNNING = Lifecycle.IN_SERVICE, State.RUNNING
 _CALM = {"healthy", "initial", None}
@@ -58,6 +59,7 @@ _CALM = {"healthy", "initial", None}
 _OFF = {State.STOPPED, State.SHUTTING_DOWN, State.TERMINATED}
 _EC2_SICK = "an EC2 health check indicating it has been terminated or stopped"
 _ELB_SICK = "an ELB system health check failure"
+_LAUNCH_FAILED = "a launch failure"
 _REFRESH = "an instance refresh"
 
 
@@ -89,8 +91,8 @@ class _Draft:
         self._world = world
         self._now = now
         self._instances = dict(group.instances)
-        self._activities = dict(group.activities)
         self._serial = group.serial
+        self._ledger = Ledger(group.activities, self._uuid, now)
         self._checked = group.checks_elb and bool(group.target_groups)
 
     # Instances
@@ -99,13 +101,17 @@ class _Draft:
         """Take in what was seen of an instance."""
         if seen.error is not None:
             self._refused(instance, seen.error)
-        elif instance.lifecycle is Lifecycle.TERMINATING:
+        elif instance.lifecycle.leaving:
             self._leave(instance, seen)
+        elif instance.lifecycle is Lifecycle.PENDING_WAIT:
+            self._held(instance)
+        elif instance.lifecycle is Lifecycle.PENDING_PROCEED:
+            self._enter(instance)
         elif seen.state in _OFF:
             self._retire(instance, _EC2_SICK, sick=True)
         elif instance.lifecycle is Lifecycle.PENDING:
-            if seen.state is State.RUNNING:
-                self._enter(instance)
+            if seen.state is _RUNNING:
+                self._arrive(instance)
         elif self._fails_elb(instance, seen):
             self._retire(instance, _ELB_SICK, sick=True)
 
@@ -113,55 +119,106 @@ class _Draft:
         graced = self._now < instance.in_service_at + self.group.grace_s
         return self.group.checks_elb and seen.target == "unhealthy" and not graced
 
+    def _arrive(self, instance: GroupInstance) -> None:
+        """Let it in, or let the hooks hold it; while they do, nobody looks at its health."""
+        waits = self._waits(Transition.LAUNCHING)
+        if waits:
+            self._hold(instance, Lifecycle.PENDING_WAIT, waits)
+        else:
+            self._enter(instance)
+
+    def _held(self, instance: GroupInstance) -> None:
+        outcome = hooks.outcome(instance.waits, self._now)
+        if outcome is None:
+            return
+        if outcome.result is Result.ABANDON:
+            description = (
+                f"Launching a new EC2 instance: {instance.id}.  Status Reason: {outcome.reason}"
+            )
+            self._ledger.describe(instance.activity, description)
+            self._retire(instance, _LAUNCH_FAILED, outcome.reason)
+        else:
+            self._instances[instance.id] = replace(
+                instance, lifecycle=Lifecycle.PENDING_PROCEED, waits=()
+            )
+            self._ledger.update(instance.activity, "PreInService", 80)
+
+    def _waits(self, transition: Transition) -> tuple[Wait, ...]:
+        return hooks.begin(self.group.hooks.values(), transition, self._uuid, self._now)
+
+    def _hold(self, instance: GroupInstance, lifecycle: Lifecycle, waits: tuple[Wait, ...]) -> None:
+        self._instances[instance.id] = replace(instance, lifecycle=lifecycle, waits=waits)
+        self._ledger.update(instance.activity, "MidLifecycleAction", 60)
+
     def _enter(self, instance: GroupInstance) -> None:
         self._instances[instance.id] = replace(
-            instance, lifecycle=Lifecycle.IN_SERVICE, in_service_at=self._now
+            instance, lifecycle=_IN_SERVICE, in_service_at=self._now, served=True
         )
-        self._close(instance.activity, "Successful")
+        self._ledger.close(instance.activity, "Successful")
         self.group = replace(self.group, refusals=0)
         for target_group in self.group.target_groups:
             self.effects.append(Register(instance.id, target_group))
 
     def _refused(self, instance: GroupInstance, error: str) -> None:
         del self._instances[instance.id]
-        self._describe(
+        self._ledger.describe(
             instance.activity,
             f"Launching a new EC2 instance.  Status Reason: {error}. Launching EC2 instance failed.",
         )
-        self._close(instance.activity, "Failed", f"{error}. Launching EC2 instance failed.")
+        self._ledger.close(instance.activity, "Failed", f"{error}. Launching EC2 instance failed.")
         refusals = min(self.group.refusals + 1, 7)
         self.group = replace(self.group, refusals=refusals, retry_at=-1.0)
 
     def _leave(self, instance: GroupInstance, seen: Seen) -> None:
-        if seen.target is not None:
+        """Bring a departure on: out of the target groups, through the hooks, off, gone."""
+        if seen.target is not None or hooks.outcome(instance.waits, self._now) is None:
             return
-        if not instance.ended:
+        if instance.lifecycle is Lifecycle.TERMINATING_WAIT:
+            proceeds = replace(instance, lifecycle=Lifecycle.TERMINATING_PROCEED, waits=())
+            self._instances[instance.id] = proceeds
+        elif not instance.ended:
+            # Only what was in service is held: what AWS does of the others, it does not document.
+            first = instance.served and instance.lifecycle is Lifecycle.TERMINATING
+            waits = self._waits(Transition.TERMINATING) if first else ()
+            self._ledger.describe(instance.activity, f"Terminating EC2 instance: {instance.id}")
+            if waits:
+                self._hold(instance, Lifecycle.TERMINATING_WAIT, waits)
+                return
             self._instances[instance.id] = replace(instance, ended=True)
-            self._describe(instance.activity, f"Terminating EC2 instance: {instance.id}")
-            self._update(instance.activity, "InProgress", 50)
+            self._ledger.update(instance.activity, "InProgress", 50)
             self.effects.append(Terminate(instance.id))
         elif seen.state is State.TERMINATED:
             del self._instances[instance.id]
-            self._close(instance.activity, "Successful")
+            self._ledger.close(instance.activity, "Successful")
 
-    def _retire(self, instance: GroupInstance, reason: str, *, sick: bool = False) -> None:
-        if instance.lifecycle is Lifecycle.PENDING:
-            self._close(instance.activity, "Cancelled")
+    def _retire(
+        self,
+        instance: GroupInstance,
+        reason: str,
+        message: str | None = None,
+        *,
+        sick: bool = False,
+    ) -> None:
         cause = (
             f"At {stamp(self._now)} an instance was taken out of service in response to {reason}."
         )
-        self._terminating(instance, cause, sick=sick)
+        self._terminating(instance, cause, message, sick=sick)
 
-    def _terminating(self, instance: GroupInstance, cause: str, *, sick: bool = False) -> None:
-        drains = bool(self.group.target_groups) and instance.lifecycle is Lifecycle.IN_SERVICE
+    def _terminating(
+        self, instance: GroupInstance, cause: str, message: str | None = None, *, sick: bool = False
+    ) -> None:
+        """Begin a departure; `message` is what is said of a launch that it ends."""
+        if instance.lifecycle.launching:
+            self._ledger.close(instance.activity, "Cancelled", message)
+        drains = bool(self.group.target_groups) and instance.lifecycle is _IN_SERVICE
         description = f"Terminating EC2 instance: {instance.id}"
         if drains:
             description += " - Waiting For ELB Connection Draining."
-        activity = self._open(
+        activity = self._ledger.open(
             description, cause, "WaitingForELBConnectionDraining" if drains else "InProgress"
         )
         self._instances[instance.id] = replace(
-            instance, lifecycle=Lifecycle.TERMINATING, sick=sick, activity=activity
+            instance, lifecycle=Lifecycle.TERMINATING, sick=sick, activity=activity, waits=()
         )
         for target_group in self.group.target_groups if drains else ():
             self.effects.append(Deregister(instance.id, target_group))
@@ -169,16 +226,16 @@ class _Draft:
     def _launch(self, spec: TemplateSpec, cause: str) -> None:
         instance_id = identifier("i", self.group.name, self.group.created_at, self._next())
         numbered = self._world.resolve(spec)
-        activity = self._open(f"Launching a new EC2 instance: {instance_id}", cause, "PreInService")
+        activity = self._ledger.open(
+            f"Launching a new EC2 instance: {instance_id}", cause, "PreInService"
+        )
         self._instances[instance_id] = GroupInstance(instance_id, numbered, self._now, activity)
         self.effects.append(Launch(instance_id, numbered))
 
     # Capacity
 
     def _staying(self) -> list[GroupInstance]:
-        return [
-            one for one in self._instances.values() if one.lifecycle is not Lifecycle.TERMINATING
-        ]
+        return [one for one in self._instances.values() if not one.lifecycle.leaving]
 
     def reconcile(self) -> None:
         """Launch what is missing, retire what is too many."""
@@ -245,9 +302,7 @@ class _Draft:
             refresh,
             [self._member(one, refresh, spec) for one in self._staying()],
             desired=self.group.desired,
-            leaving=frozenset(
-                one.id for one in self._instances.values() if one.lifecycle is Lifecycle.TERMINATING
-            ),
+            leaving=frozenset(one.id for one in self._instances.values() if one.lifecycle.leaving),
             now=self._now,
             parallelism=rules.launch_parallelism,
             give_up_s=rules.give_up_s,
@@ -271,7 +326,7 @@ class _Draft:
         return one.in_service_at + _warmup_s(self.group, refresh)
 
     def _member(self, one: GroupInstance, refresh: Refresh, spec: TemplateSpec) -> Member:
-        pending = one.lifecycle is Lifecycle.PENDING
+        pending = one.lifecycle.launching
         serves = self._serves(one)
         return Member(
             one.id,
@@ -282,41 +337,25 @@ class _Draft:
             booting=pending or (self._checked and not serves),
         )
 
-    # Activities
+    # The end
 
     def _next(self) -> int:
         self._serial += 1
         return self._serial
 
-    def _open(self, description: str, cause: str, status: str) -> str:
-        name = activity_uuid(self.group.name, self.group.created_at, self._next())
-        self._activities[name] = Activity(name, description, cause, self._now, status, 30)
-        return name
-
-    def _describe(self, name: str, description: str) -> None:
-        self._activities[name] = replace(self._activities[name], description=description)
-
-    def _update(self, name: str, status: str, progress: int) -> None:
-        self._activities[name] = replace(self._activities[name], status=status, progress=progress)
-
-    def _close(self, name: str, status: str, message: str | None = None) -> None:
-        self._activities[name] = replace(
-            self._activities[name], status=status, progress=100, ended_at=self._now, message=message
-        )
-
-    # The end
+    def _uuid(self) -> str:
+        return activity_uuid(self.group.name, self.group.created_at, self._next())
 
     def finish(self, rules: Rules) -> Group:
         """Freeze."""
         group = self.group
         if group.retry_at < 0:
             group = replace(group, retry_at=self._now + rules.retry_s * 2.0 ** (group.refusals - 1))
-        if len(self._activities) > ACTIVITIES_KEPT:
-            ended = [one.id for one in self._activities.values() if one.ended_at is not None]
-            for name in ended[: len(self._activities) - ACTIVITIES_KEPT]:
-                del self._activities[name]
         self.group = replace(
-            group, instances=self._instances, activities=self._activities, serial=self._serial
+            group,
+            instances=self._instances,
+            activities=self._ledger.kept(),
+            serial=self._serial,
         )
         return self.group
 
@@ -327,6 +366,7 @@ class _Draft:
         if refresh is not None:
             times.append(refresh.progress_at + rules.give_up_s)
         for one in self._instances.values():
+            times += [wait.ends_at for wait in one.waits]
             if one.lifecycle is not Lifecycle.IN_SERVICE:
                 continue
             if self.group.checks_elb:

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from calve.region import groups, refresh, targets
 from calve.region.ec2 import State
 from calve.region.groups import Group, Rules, World
+from calve.region.hooks import Hook, Result, Transition
+from calve.region.hooks_api import HookActions
+from calve.region.query import Params
 from calve.region.refresh import Preferences, Refresh, Status
 from calve.region.targets import Check, HealthCheck, TargetGroup
 from calve.region.templates import TemplateSpec
@@ -33,9 +36,13 @@ SEEN = {
 
 @dataclass
 class Plan:
-    """How a machine behaves: healthy after so long (None: never), off after so long, busy so long in drain."""
+    """How a machine behaves: healthy after so long (None: never), off after so long, busy so long in drain.
+
+    Where hooks hold it, it says CONTINUE after `ready_s` (None: never).
+    """
 
     boot_s: float | None = 20.0
+    ready_s: float | None = 20.0
     off_s: float | None = None
     busy_s: float = 0.0
     refused: bool = False
@@ -57,20 +64,21 @@ class FakeMachine:
         return self.on(now) and boot_s is not None and now >= self.launched_at + boot_s
 
     def events(self):
-        for seconds in (self.plan.boot_s, self.plan.off_s):
+        for seconds in (self.plan.boot_s, self.plan.ready_s, self.plan.off_s):
             if seconds is not None:
                 yield self.launched_at + seconds
 
 
 @dataclass
 class Sim:
-    group: Group
+    first: Group
     plan: Callable[[str, int], Plan] = lambda _version, _count: Plan()
     rules: Rules = field(default_factory=Rules)
     now: float = 0.0
     watch: Callable[["Sim"], None] = lambda _sim: None
 
     def __post_init__(self):
+        self.named = {"web": self.first}
         self.machines: dict[str, FakeMachine] = {}
         self.refused: set[str] = set()
         self.balanced: dict[str, str] = {}
@@ -132,7 +140,35 @@ class Sim:
             state = State.TERMINATED
         return SEEN[state, None if target is None else target.state.value]
 
+    def _answer_hooks(self):
+        """Let every machine that is held and on say CONTINUE once it is ready."""
+        complete = HookActions(self.named).actions["CompleteLifecycleAction"]
+        for name, one in self.group.instances.items():
+            machine = self.machines.get(name)
+            if not one.waits or machine.plan.ready_s is None or not machine.on(self.now):
+                continue
+            if self.now < one.launched_at + machine.plan.ready_s:
+                continue
+            said = {
+                "AutoScalingGroupName": "web",
+                "LifecycleHookName": one.waits[0].hook.name,
+                "LifecycleActionResult": "CONTINUE",
+                "InstanceId": name,
+            }
+            if one.waits[0].active(self.now):
+                complete(Params(said), self.now)
+
+    @property
+    def group(self):
+        return self.named["web"]
+
+    @group.setter
+    def group(self, group):
+        self.named["web"] = group
+
     def _advance_group(self):
+        if self.group.hooks:
+            self._answer_hooks()
         world = World({one: self._seen(one) for one in self.group.instances}, {"lt-1": (1, 2)})
         step = groups.advance(self.group, world, self.now, self.rules)
         self.group = step.group
@@ -463,11 +499,7 @@ def test_never_fewer_than_desired_serve_whatever_the_new_ones_do(
 
     def watch(sim):
         assert len(sim.serving()) >= desired
-        staying = [
-            one
-            for one in sim.group.instances.values()
-            if one.lifecycle is not groups.Lifecycle.TERMINATING
-        ]
+        staying = [one for one in sim.group.instances.values() if not one.lifecycle.leaving]
         assert len(staying) <= refresh.bounds(sim.refresh.preferences, desired)[1]
         if parallelism is not None:
             unready = [one for one in staying if one.id not in sim.serving()]
@@ -475,6 +507,132 @@ def test_never_fewer_than_desired_serve_whatever_the_new_ones_do(
 
     sim.watch = watch
     sim.start(max_healthy=high, warmup_s=warmup_s)
+    assert sim.run(done)
+    assert sim.refresh.status is Status.SUCCESSFUL
+    assert sim.versions() == ["2"] * desired
+
+
+# Refresh with lifecycle hooks
+
+UP = Hook("up", Transition.LAUNCHING, 180)
+DOWN = Hook("down", Transition.TERMINATING, 60, Result.CONTINUE)
+
+
+def test_what_is_held_counts_as_booting_and_not_as_healthy():
+    sim = started(2, hooks={"up": UP}, plan=lambda _version, _count: Plan(ready_s=35.0))
+    assert sim.now == 35.0
+    seen = []
+
+    def watch(sim):
+        held = [one for one in sim.group.instances.values() if one.lifecycle.launching]
+        seen.append((len(sim.serving()), len(held)))
+
+    sim.watch = watch
+    sim.start()
+    assert sim.run(done)
+    assert sim.refresh.status is Status.SUCCESSFUL
+    assert sim.versions() == ["2", "2"]
+    assert min(serving for serving, _ in seen) == 2
+    assert max(held for _, held in seen) == 1
+    assert sim.now == 35.0 + 2 * 35.0  # though each answers after 20 s
+
+
+def test_a_release_that_never_says_continue_is_retried_for_an_hour_and_costs_no_capacity():
+    sim = started(
+        2,
+        hooks={"up": UP},
+        plan=lambda version, _count: Plan(ready_s=20.0 if version == "1" else None),
+    )
+    lowest = []
+    sim.watch = lambda sim: lowest.append(len(sim.serving()))
+    began = sim.now
+    sim.start()
+    assert sim.run(done)
+    assert sim.refresh.status is Status.FAILED
+    assert sim.now - began == 3600.0
+    assert len(sim.launches) == 2 + 20  # one for each heartbeat timeout
+    assert min(lowest) == 2
+    assert sim.run(settled)
+    assert sim.versions() == ["1", "1"]
+
+
+def test_a_refresh_is_done_when_the_last_old_one_is_let_go():
+    sim = started(2, hooks={"down": DOWN}, plan=lambda _version, _count: Plan(ready_s=None))
+    sim.start()
+    assert sim.run(done)
+    assert sim.refresh.status is Status.SUCCESSFUL
+    assert sim.now == 60.0 + 60.0  # two boots, and the second departure's hook
+    assert sim.versions() == ["2", "2"]
+
+
+def test_a_cancelled_refresh_waits_for_what_is_held():
+    sim = started(
+        2,
+        hooks={"up": UP},
+        plan=lambda version, _count: Plan(ready_s=20.0 if version == "1" else None),
+    )
+    sim.start()
+    assert sim.run(lambda sim: len(sim.launches) == 3)
+    sim.group = replace(sim.group, refreshes=(refresh.cancel(sim.refresh),))
+    assert sim.run(done)
+    assert sim.now == 20.0 + 180.0
+    assert sim.refresh.status is Status.CANCELLED
+    assert sim.versions() == ["1", "1"]
+
+
+def test_a_deleted_group_is_not_held_up():
+    sim = started(
+        1, hooks={"up": UP}, plan=lambda _version, count: Plan(ready_s=[20.0, None][count])
+    )
+    sim.group = replace(sim.group, desired=2)
+    assert not sim.run(settled, limit_s=100.0)
+    freed = {one.id: replace(one, waits=()) for one in sim.group.instances.values()}
+    sim.group = replace(sim.group, deleting=True, hooks={}, instances=freed)
+    assert sim.run(lambda sim: sim.group.gone)
+    assert sim.now == 120.0
+    assert len(sim.launches) == 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    desired=st.integers(1, 8),
+    high=st.integers(101, 200),
+    parallelism=st.sampled_from([None, 1, 3]),
+    leaving=st.booleans(),
+)
+def test_a_refresh_with_holding_machines_keeps_capacity(seed, desired, high, parallelism, leaving):
+    chance = random.Random(seed)
+
+    def plan(version, _count):
+        if version == "1":
+            return Plan(boot_s=chance.uniform(1, 90), ready_s=chance.uniform(1, 90))
+        fate = (
+            chance.random()
+        )  # below 0.2 never ready, to 0.3 refused, above 0.9 off while it is held
+        return Plan(
+            boot_s=chance.uniform(0, 120),
+            ready_s=None if fate < 0.2 else chance.uniform(1, 120),
+            off_s=chance.uniform(0, 1) if fate > 0.9 else None,
+            refused=0.2 < fate < 0.3,
+        )
+
+    having = {"up": UP, "down": DOWN} if leaving else {"up": UP}
+    sim = make(
+        desired, plan=plan, grace_s=150.0, rules=Rules(launch_parallelism=parallelism), hooks=having
+    )
+    assert sim.run(settled)
+
+    def watch(sim):
+        assert len(sim.serving()) >= desired
+        staying = [one for one in sim.group.instances.values() if not one.lifecycle.leaving]
+        assert len(staying) <= refresh.bounds(sim.refresh.preferences, desired)[1]
+        assert not {one.id for one in staying if one.waits} & sim.balanced.keys()
+        if parallelism is not None:
+            assert len([one for one in staying if one.id not in sim.serving()]) <= parallelism
+
+    sim.watch = watch
+    sim.start(max_healthy=high)
     assert sim.run(done)
     assert sim.refresh.status is Status.SUCCESSFUL
     assert sim.versions() == ["2"] * desired
