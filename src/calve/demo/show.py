@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calve.aws.autoscaling import AutoScaling, Preferences
+from calve.aws.autoscaling import AutoScaling, Hook, Preferences
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
+from calve.contract import health as contract
+from calve.contract.userdata import Hook as UserHook
 from calve.demo import trouble
 from calve.demo.load import Load, Tally
 from calve.demo.report import Report
@@ -35,6 +37,9 @@ from calve.transport.http import Client
 from calve.ui.text import mb
 
 __all__ = ["Play", "fleet_file", "show"]
+
+HOOK: Final = Hook("calve-launch")
+"""Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
 
 _BASE: Final = "ami-0ca1fe00000000001"
 _SEEDED: Final = "ami-0ca1fe00000000002"
@@ -198,7 +203,19 @@ class _Fleet:
         )
 
     def _user_data(self, release: Release) -> bytes:
-        return release.user_data((self._world.machine_cache,)).dump()
+        fleet, world = self._play.fleet, self._world
+        data = release.user_data(
+            (world.machine_cache,),
+            health=_checks(self._health),
+            hook=UserHook(fleet.group, HOOK.name, world.machine_api) if self._is_held else None,
+            reports=world.machine_reports,
+        )
+        return data.dump()
+
+    @property
+    def _is_held(self) -> bool:
+        """Say whether a launch hook waits for a machine's own word: the tiny system has nothing that would give it."""
+        return self._play.system != "tiny"
 
     def _launch(self, release: Release) -> tuple[str, str]:
         """Create the group; return the target group's ARN and the launch template's id."""
@@ -222,6 +239,7 @@ class _Fleet:
             target_groups=[target.arn],
             grace_s=self._health.within_s,
             zones=[f"{REGION}a"],
+            hooks=[HOOK] if self._is_held else [],
         )
         return target.arn, template.id
 
@@ -275,3 +293,12 @@ class _Fleet:
                     f"waited {within_s:.0f} s until {what}; last on the consoles: {last}"
                 )
             self._play.cancel.wait(_POLL_S)
+
+
+def _checks(health: Health) -> contract.Health:
+    """Return what user data says of a fleet file's `health`."""
+    return contract.Health(
+        http=() if health.http is None else (contract.Http(health.http),),
+        tcp=() if health.tcp is None else (health.tcp,),
+        within_s=health.within_s,
+    )

@@ -129,6 +129,11 @@ class World:
         """Return the URL of EC2, Auto Scaling and Elastic Load Balancing for machines."""
         return f"http://{_API_ADDRESS}"
 
+    @property
+    def machine_reports(self) -> str:
+        """Return where machines write their reports, without what tells one from another."""
+        return f"boot-reports/{self.principals.role_id(ROLE)}"
+
     @staticmethod
     def _cache(endpoint: str) -> str:
         return f"s3://{BUCKET}?region={REGION}&endpoint={quote(endpoint, safe='')}"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from calve.cache import record
 from calve.cache.manifest import check_digest
 from calve.cache.objects import Objects
-from calve.contract.userdata import UserData
+from calve.contract.health import Health
+from calve.contract.userdata import Hook, UserData
 from calve.errors import ConflictError, DamagedError, UsageError
 from calve.nix.storepath import StorePath
 
@@ -53,8 +54,16 @@ class Release:
         """Return where the record lies."""
         return f"{_prefix(self.fleet)}{self.number:08d}.json"
 
-    def user_data(self, caches: tuple[str, ...], *, deadline_s: int = 600) -> UserData:
-        """Return what a machine of this release is told."""
+    def user_data(
+        self,
+        caches: tuple[str, ...],
+        *,
+        deadline_s: int = 600,
+        health: Health | None = None,
+        hook: Hook | None = None,
+        reports: str = "",
+    ) -> UserData:
+        """Return what a machine of this release is told; see `UserData` for what each means."""
         return UserData(
             system=self.system,
             caches=caches,
@@ -63,6 +72,9 @@ class Release:
             fleet=self.fleet,
             release=self.number,
             deadline_s=deadline_s,
+            health=health,
+            hook=hook,
+            reports=reports,
         )
 
     def dump(self) -> bytes:

@@ -142,11 +142,14 @@ class Principals:
             Key(_identifier("AKIA"), secrets.token_hex(20), Identity(name, "", _identifier("AIDA")))
         )
 
+    def role_id(self, role: str) -> str:
+        """Return a role's unique id, `AROA…`: what `aws:userid` of its sessions begins with."""
+        with self._lock:
+            return self._role_ids.setdefault(role, _identifier("AROA"))
+
     def add_session(self, role: str, session: str, expires: dt.datetime) -> Key:
         """Issue temporary credentials of a role, as IMDS hands them out for an instance."""
-        with self._lock:
-            role_id = self._role_ids.setdefault(role, _identifier("AROA"))
-        identity = Identity(role, session, f"{role_id}:{session}")
+        identity = Identity(role, session, f"{self.role_id(role)}:{session}")
         key = Key(_identifier("ASIA"), secrets.token_hex(20), identity, secrets.token_hex(64))
         return self.add_key(replace(key, expires=expires))
 
