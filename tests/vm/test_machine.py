@@ -18,6 +18,7 @@ def webserver(rig):
     with rig.boot(rig.user_data(path)) as boot:
         answer = boot.get()
         health = boot.get("/healthz")
+        boot.until("healthy")
         yield path, boot, answer, health
 
 
@@ -48,6 +49,11 @@ def test_every_phase_is_in_evidence_in_order(webserver):
     assert names[:7] == ["network", "agent", "imds", "manifest", "pull", "commit", "switch-root"]
     times = [event.at_s for event in boot.events]
     assert times == sorted(times)
+
+
+def test_stage_2_finds_it_healthy(webserver):
+    path, boot, _, _ = webserver
+    assert boot.event("healthy") == {"system": str(path), "as_wanted": True}
 
 
 def test_systemd_is_content(webserver):

@@ -26,7 +26,8 @@ VERSION = 1
 LIMIT_BYTES = 16 * 1024
 _SYSTEM = re.compile(r"/nix/store/[0-9a-df-np-sv-z]{32}-[0-9a-zA-Z+\-._?=]{1,211}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[!-9;-~][ -9;-~]{0,254}")  # Auto Scaling's: no colon
+_GROUP = re.compile(r"[!-9;-~][ -9;-~]{0,254}")  # Auto Scaling's: no colon
+_HOOK = re.compile(r"[A-Za-z0-9_/-]{1,255}")
 _URL = re.compile(r"https?://[!-~]{1,1024}")
 _REPORTS = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 
@@ -166,8 +167,8 @@ def _hook(body: object) -> Hook | None:
     if not isinstance(endpoint, str) or (endpoint and not _URL.fullmatch(endpoint)):
         raise _malformed("hook.endpoint", "a URL")
     return Hook(
-        group=_matching(body, "group", _NAME, "a group's name", "hook."),
-        name=_matching(body, "name", _NAME, "a hook's name", "hook."),
+        group=_matching(body, "group", _GROUP, "a group's name", "hook."),
+        name=_matching(body, "name", _HOOK, "a hook's name", "hook."),
         endpoint=endpoint,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from calve.contract import evidence
 from calve.disk import payload
 from calve.errors import CalveError, DamagedError
 
@@ -115,3 +117,27 @@ def test_an_interpreter_that_says_nothing(tmp_path):
 def test_an_agent_that_cannot_be_imported(tmp_path):
     with pytest.raises(CalveError, match="ModuleNotFoundError"):
         payload.build(search=[str(tmp_path)])
+
+
+def test_stage_2_adds_little_to_a_closure(tmp_path):
+    payload.build(payload.HEALTH).write(tmp_path)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 5_000_000 < size <= 15_000_000
+    done = subprocess.run(
+        [
+            tmp_path / "calve/bin/python3",
+            "-I",
+            "-S",
+            "-B",
+            "-m",
+            "calve.health.main",
+            tmp_path,
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        env={},
+        cwd="/",
+    )
+    event = evidence.Evidence.parse(done.stdout.strip())
+    assert (done.returncode, event.kind, event.fields["code"]) == (1, "fail", "internal")
