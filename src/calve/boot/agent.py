@@ -19,6 +19,7 @@ from calve.boot import fallback, memory, preflight, served
 from calve.boot.console import Console
 from calve.boot.depart import depart
 from calve.boot.failure import Failure, classify
+from calve.boot.grow import grow
 from calve.boot.handoff import Handoff
 from calve.boot.handover import Handover
 from calve.boot.policy import Policy
@@ -215,6 +216,7 @@ class Agent:
                     cancel=cancel,
                     progress=self._listen,
                 )
+                self._grow()
                 self._fetch(store, plan, cancel)
             cancel.check()
             self._finish(store, system)
@@ -257,6 +259,17 @@ class Agent:
                 return  # what needs the access says so
             attempt += 1
             cancel.wait(min(left_s, delay(_AGAIN, attempt, random.random())), self._clock)  # noqa: S311  (jitter)
+
+    def _grow(self) -> None:
+        """Let the root file system fill its disk; where it cannot, pre-flight judges what there is."""
+        try:
+            grown = grow(self._policy.root)
+        except (CalveError, OSError) as error:
+            self._console.emit("grown", message=str(error))
+            return
+        if grown is not None:
+            before, after = _mb(grown.before_bytes), _mb(grown.after_bytes)
+            self._console.emit("grown", before_mb=before, after_mb=after)
 
     def _fetch(self, store: BootStore, plan: pull.PullPlan, cancel: Cancel) -> None:
         jobs, decoders = _concurrency(self._policy.memory_mb)

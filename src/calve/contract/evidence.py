@@ -2,7 +2,7 @@
 
 A line is `@@calve ` and a JSON object of at most 512 bytes in all: `v` (1), `t` (seconds since the kernel
 started), `e` (the kind) and the kind's own fields. Kinds: `phase` (a phase begins: `n`), `progress`, `ready`
-(about to hand over), `degraded` (an older system goes on, and why), `healthy`, `fail` (`code`, `message`), `note`
+(about to hand over), `grown` (the root file system took the rest of its disk, or why not), `degraded` (an older system goes on, and why), `healthy`, `fail` (`code`, `message`), `note`
 (`message`). The first line also has `agent` and `contract`, the versions.
 Foreign text: a hint, never a proof of health. Readers ignore what they do not know.
 """

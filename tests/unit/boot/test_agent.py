@@ -10,10 +10,11 @@ import pytest
 from calve.boot import agent as room
 from calve.boot.agent import Agent
 from calve.boot.console import Console
+from calve.boot.grow import Grown
 from calve.boot.policy import Policy
 from calve.contract import evidence
 from calve.contract.userdata import UserData
-from calve.errors import CancelledError, DeadlineError, TransientError
+from calve.errors import CancelledError, DamagedError, DeadlineError, TransientError
 from calve.progress import Step
 from calve.tasks import Cancel
 
@@ -144,3 +145,27 @@ def test_a_known_error_leaves_no_traceback(tmp_path, out, hands, monkeypatch):
     assert made.run() == 1
     assert "Traceback" not in out.getvalue()
     assert DeadlineError is room.DeadlineError
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (None, []),
+        (Grown(268_435_456, 8 << 30), [{"before_mb": 268.4, "after_mb": 8589.9}]),
+        (DamagedError("no GPT header", place="/dev/vda"), [{"message": "/dev/vda: no GPT header"}]),
+        (OSError(5, "Input/output error"), [{"message": "[Errno 5] Input/output error"}]),
+    ],
+)
+def test_a_disk_that_does_not_grow_is_told_and_does_not_end_the_boot(
+    tmp_path, out, hands, monkeypatch, outcome, told
+):
+    def grow(root):
+        assert root == tmp_path
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(room, "grow", grow)
+    agent(tmp_path, out, hands)._grow()
+    assert [event.fields for event in events(out)] == told
+    assert all(event.kind == "grown" for event in events(out))
