@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from calve.errors import CalveError
+from calve.errors import CalveError, NotFoundError
 from calve.process import Process
 from calve.region import guard
 from calve.region.machine import Launch
-from calve.region.qemu import MachineImage, QemuMachines
+from calve.region.qemu import DiskImage, Firmware, MachineImage, QemuMachines
 from calve.region.server import Server
 
 OWNER = """
@@ -134,3 +134,68 @@ def test_a_machine_that_ends_by_itself_is_told_of_and_a_terminated_one_is_not(ma
     assert one.ended() == {"i-1": -signal.SIGKILL}
     one.terminate("i-1")
     assert one.ended() == {}
+
+
+# Machines that are a disk alone; QEMU writes down what it was asked for.
+
+ASKED = f"""
+printf '%s\\n' "$@" > "$(dirname "$0")/asked"
+for arg in "$@"; do case $arg in *unit=1*) cat "${{arg##*file=}}" > "$(dirname "$0")/variables"; esac; done
+{ALIVE}"""
+
+
+def asked(tmp_path):
+    return (tmp_path / "bin" / "asked").read_text().splitlines()
+
+
+@pytest.fixture
+def asking(machines, tmp_path):
+    one = machines(ASKED)
+    (tmp_path / "bin").chmod(0o777)  # QEMU is nobody's, where we are root
+    return one
+
+
+def test_a_disk_is_booted_by_its_firmware_alone(asking, tmp_path):
+    (tmp_path / "code").write_bytes(b"code")
+    (tmp_path / "variables").write_bytes(b"variables")
+    firmware = Firmware(tmp_path / "code", tmp_path / "variables")
+    asking.images["ami"] = DiskImage(tmp_path / "disk", firmware)
+    asking.launch(LAUNCH)
+    arguments = asked(tmp_path)
+    assert not {"-kernel", "-initrd", "-append"} & set(arguments)
+    assert "-no-reboot" in arguments
+    drives = [one for one in arguments if "file=/dev/fd/" in one]
+    assert [one.partition(",file=")[0] for one in drives] == [
+        "if=pflash,unit=0,format=raw,readonly=on",
+        "if=pflash,unit=1,format=raw",
+        "if=none,id=root,format=raw",
+    ]
+    assert "nvme,drive=root,bootindex=0,serial=vol1" in arguments
+    assert (tmp_path / "bin" / "variables").read_bytes() == b"variables"
+    assert (tmp_path / "machines" / "i-1" / "disk.raw").read_bytes() == b"x"
+
+
+def test_a_registered_image_s_volume_is_made_for_the_instance(asking, tmp_path, monkeypatch):
+    seen = []
+
+    def volume(image_id, path):
+        seen.append(image_id)
+        path.write_bytes(b"volume")
+        return "legacy-bios" if len(seen) == 1 else "uefi-preferred"
+
+    asking._volumes = volume
+    asking.launch(Launch("i-1", "ami-1", "t3.nano", b""))
+    assert not any("pflash" in one for one in asked(tmp_path))
+    (tmp_path / "code").write_bytes(b"code")
+    (tmp_path / "variables").write_bytes(b"variables")
+    firmware = Firmware(tmp_path / "code", tmp_path / "variables")
+    monkeypatch.setattr("calve.region.qemu.ovmf", lambda: firmware)
+    asking.launch(Launch("i-2", "ami-1", "t3.nano", b""))
+    assert sum("pflash" in one for one in asked(tmp_path)) == 2
+    assert seen == ["ami-1", "ami-1"]
+    assert (tmp_path / "machines" / "i-2" / "disk.raw").read_bytes() == b"volume"
+
+
+def test_an_image_that_nobody_knows(machines):
+    with pytest.raises(NotFoundError, match="no image ami-1"):
+        machines("exit 1").launch(Launch("i-1", "ami-1", "t3.nano", b""))

@@ -19,6 +19,7 @@ from calve.region.faults import (
     Flip,
     Lost,
     Reset,
+    Silent,
     Stall,
     Trickle,
     Truncate,
@@ -451,3 +452,24 @@ def test_an_error_of_the_disk_is_a_bug_too():
         assert get(connection).status == 500
         connection.close()
     assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.parametrize("performed", [True, False])
+def test_silence_lasts_until_the_client_goes(served, plan, performed):
+    seen = []
+    handle = served.handle
+    served.handle = lambda request: seen.append(request.path) or handle(request)
+    plan.add(Silent(performed=performed))
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        get(connection, "/k", "PUT", body=bytes(500_000))
+    connection.close()
+    assert seen == ["/k"] * performed
+    assert get(connection).read() == CONTENT
+    connection.close()
+
+
+def test_silence_that_is_over_closes(plan, connection):
+    plan.add(Silent(seconds=0.05))
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(connection)

@@ -15,7 +15,8 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError
@@ -27,8 +28,9 @@ from calve.region.elb import Elb
 from calve.region.groups import Group, Rules, World
 from calve.region.message import Request, Response
 from calve.region.names import activity_uuid
-from calve.region.query import Action, Dialect, Params, parse
+from calve.region.query import Action, Dialect, Params, Service, parse
 from calve.region.signature import Refusal
+from calve.region.storage import Storage
 from calve.tasks import Group as Threads
 
 if TYPE_CHECKING:
@@ -48,9 +50,12 @@ Authenticate = Callable[[Request, Call], object]
 """Verifies who asks, and that they may: a request and what it asks for; Refusal where not. `Access.check` is one."""
 
 
-class _Service(Protocol):
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """All that speaks one dialect."""
+
     dialect: Dialect
-    actions: Mapping[str, Action]
+    actions: dict[str, Action]
 
 
 class Cloud:
@@ -66,6 +71,7 @@ class Cloud:
         authenticate: Verifies signatures and policies; None looks at the credential's scope only.
         poll_s: How often machines and balancer are looked at while nothing is due.
         seed: Names this region's story; see `names`.
+        storage: Its snapshots and images, closed by whoever made it; None where images are only added.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class Cloud:
         authenticate: Authenticate | None = None,
         poll_s: float = 0.2,
         seed: str = "region",
+        storage: Storage | None = None,
     ) -> None:
         self.region = region
         self._machines = machines
@@ -99,17 +106,21 @@ class Cloud:
         self._requests = 0
         self._refused: dict[str, str] = {}
         zone = f"{region}a"
-        self.ec2 = Ec2(zone, machines.console, seed)
+        self.storage = storage or Storage(region, seed=seed)
+        self.ec2 = Ec2(zone, machines.console, self.storage.images.launch, seed)
         self.elb = Elb(region, self._is_running, balancer.start)
         lookups = Lookups(self.ec2.template, self._type_of, self.elb.group)
         self.autoscaling = AutoScaling(region, zone, lookups)
-        services: tuple[_Service, ...] = (self.ec2, self.autoscaling, self.elb)
-        self._services = {one.dialect.version: one for one in services}
+        self._services: dict[str, _Merged] = {}
+        services: list[Service] = [self.ec2, self.autoscaling, self.elb, *self.storage.services]
+        for one in services:
+            known = self._services.setdefault(one.dialect.version, _Merged(one.dialect, {}))
+            known.actions.update(one.actions)
 
     def add_image(self, image_id: str, name: str) -> None:
         """Register an image, so that instances can be launched from it."""
         with self._lock:
-            self.ec2.images[image_id] = (name, self._now())
+            self.storage.images.add(image_id, name, self._now())
 
     def target_lifecycle(self, instance_id: str) -> str | None:
         """Return where an instance's group wants it, as its metadata says; None where it is in no group.
@@ -181,7 +192,7 @@ class Cloud:
             return dialect.error(Refusal(500, "InternalFailure", error.message), request_id)
 
     def _perform(
-        self, service: _Service, action: str, form: Mapping[str, Any], request_id: str
+        self, service: _Merged, action: str, form: Mapping[str, Any], request_id: str
     ) -> Response:
         perform = service.actions.get(action)
         if perform is None:
@@ -202,9 +213,9 @@ class Cloud:
         self._poke.set()
         return service.dialect.answer(action, result, request_id)
 
-    def _call(self, service: _Service, action: str, form: Mapping[str, Any], body: bytes) -> Call:
+    def _call(self, service: _Merged, action: str, form: Mapping[str, Any], body: bytes) -> Call:
         resource = "*"
-        if service is self.autoscaling:
+        if service.dialect is self.autoscaling.dialect:
             with self._lock:
                 resource = self.autoscaling.resource(action, form)
         return Call(service.dialect.service, action, resource, hashlib.sha256(body).hexdigest())

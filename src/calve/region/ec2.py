@@ -1,4 +1,4 @@
-"""The part of EC2 that a fleet needs: launch templates, images by name, instances and their consoles.
+"""The part of EC2 that a fleet needs: launch templates, instances and their consoles; images stand in `images`.
 
 Source: Amazon EC2 API reference (2016-11-15). `Ec2` holds the state and answers actions; it starts and ends nothing:
 `cloud` performs what stands here and tells it what it saw. Not thread-safe: `cloud` holds one lock.
@@ -17,8 +17,9 @@ from typing import Any
 
 from calve.region.machine import Launch
 from calve.region.names import ACCOUNT, identifier
-from calve.region.query import EC2, Action, Params, page, time_of
+from calve.region.query import EC2, Action, Params, filters, page, time_of
 from calve.region.signature import Refusal
+from calve.region.tags import tag_set
 from calve.region.templates import LaunchTemplate, TemplateSpec, Version, check_data, user_data
 
 __all__ = ["Ec2", "Instance", "State"]
@@ -84,16 +85,23 @@ class Ec2:
     Args:
         zone: The availability zone of every instance.
         console: What an instance's console said.
+        check_image: Notes that an instance of a type is launched from an image; Refusal where it cannot be.
         seed: Names the region's story, so that two regions give different identifiers.
     """
 
     dialect = EC2
 
-    def __init__(self, zone: str, console: Callable[[str], bytes], seed: str) -> None:
+    def __init__(
+        self,
+        zone: str,
+        console: Callable[[str], bytes],
+        check_image: Callable[[str, str, float], None],
+        seed: str,
+    ) -> None:
         self.zone = zone
         self.templates: dict[str, LaunchTemplate] = {}
         self.instances: dict[str, Instance] = {}
-        self.images: dict[str, tuple[str, float]] = {}
+        self._check_image = check_image
         self._console = console
         self._seed = seed
         self._tokens: dict[str, _Token] = {}
@@ -102,7 +110,6 @@ class Ec2:
             "CreateLaunchTemplateVersion": self._create_version,
             "DescribeLaunchTemplates": self._describe_templates,
             "DescribeLaunchTemplateVersions": self._describe_versions,
-            "DescribeImages": self._describe_images,
             "DescribeInstances": self._describe_instances,
             "TerminateInstances": self._terminate_instances,
             "GetConsoleOutput": self._console_output,
@@ -140,7 +147,7 @@ class Ec2:
         """Note an instance that is about to start, and say what to start.
 
         Raises:
-            Refusal: The template names no image, or one that is not registered.
+            Refusal: The template names no image, or one that nothing can be launched from.
         """
         data = self.template(spec.id, None).resolve(spec.version).data
         image_id = str(data.get("ImageId", ""))
@@ -148,11 +155,8 @@ class Ec2:
             raise Refusal(
                 400, "MissingParameter", "The request must contain the parameter ImageId."
             )
-        if image_id not in self.images:
-            raise Refusal(
-                400, "InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist"
-            )
         kind = str(data.get("InstanceType", "t3.nano"))
+        self._check_image(image_id, kind, now)
         self.instances[instance_id] = Instance(
             instance_id, image_id, kind, now, {**_tags(data), **tags}
         )
@@ -299,39 +303,11 @@ class Ec2:
         versions = [_version(template, template.versions[number]) for number in shown]
         return {"launchTemplateVersionSet": versions, "nextToken": token}
 
-    # Images and instances
-
-    def _describe_images(self, params: Params, _now: float) -> Mapping[str, Any]:
-        ids, owners = params.strings("ImageId"), params.strings("Owner")
-        match = _filters(params, {"name", "image-id", "state"})
-        params.done()
-        for image_id in ids or []:
-            if image_id not in self.images:
-                raise Refusal(
-                    400, "InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist"
-                )
-        if owners is not None and not set(owners) & {"self", ACCOUNT}:
-            return {"imagesSet": []}
-        rows = [
-            {
-                "imageId": image_id,
-                "imageState": "available",
-                "imageOwnerId": ACCOUNT,
-                "isPublic": False,
-                "name": name,
-                "imageType": "machine",
-                "architecture": "x86_64",
-                "creationDate": time_of(created),
-            }
-            for image_id, (name, created) in self.images.items()
-            if (not ids or image_id in ids)
-            and match({"name": name, "image-id": image_id, "state": "available"})
-        ]
-        return {"imagesSet": rows}
+    # Instances
 
     def _describe_instances(self, params: Params, _now: float) -> Mapping[str, Any]:
         ids = params.strings("InstanceId")
-        match = _filters(params, {"instance-id", "instance-state-name", "image-id"})
+        match = filters(params, {"instance-id", "instance-state-name", "image-id"})
         found = self._found(ids) if ids else list(self.instances.values())
         found = [one for one in found if match(_facts(one))]
         shown, token = page(found, params, "MaxResults", mark="NextToken", most=1000)
@@ -399,18 +375,6 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _filters(params: Params, known: set[str]) -> Callable[[Mapping[str, str]], bool]:
-    wanted: list[tuple[str, list[str]]] = []
-    for item in params.structs("Filter"):
-        name, values = item.need("Name"), item.strings("Value") or []
-        if name not in known and not name.startswith("tag:"):
-            raise Refusal(
-                400, "InvalidParameterValue", f"The filter '{name}' is invalid (or not simulated)"
-            )
-        wanted.append((name, values))
-    return lambda facts: all(facts.get(name) in values for name, values in wanted)
-
-
 def _facts(one: Instance) -> dict[str, str]:
     facts = {
         "instance-id": one.id,
@@ -468,7 +432,7 @@ def _instance(one: Instance, zone: str) -> dict[str, Any]:
         "placement": {"availabilityZone": zone},
         "architecture": "x86_64",
         "stateReason": {"code": one.reason[0], "message": one.reason[1]} if one.reason else None,
-        "tagSet": [{"key": name, "value": value} for name, value in one.tags.items()],
+        "tagSet": tag_set(one.tags),
     }
 
 

@@ -10,7 +10,7 @@ import fnmatch
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from calve.region.server import Request, Response
@@ -24,6 +24,7 @@ __all__ = [
     "Flip",
     "Lost",
     "Reset",
+    "Silent",
     "Stall",
     "Trickle",
     "Truncate",
@@ -49,6 +50,14 @@ class Truncate:
     """Perform, send the head with the right length and so many bytes, then close (FIN)."""
 
     after_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Send nothing at all, until either side closes or the time is over; the request was performed, or was not."""
+
+    performed: bool = True
+    seconds: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +97,42 @@ class Answer:
     response: Response
 
 
-Fault = Lost | Reset | Truncate | Stall | Trickle | Flip | Delay | Answer
+Fault = Lost | Reset | Truncate | Silent | Stall | Trickle | Flip | Delay | Answer
 FaultHook = Callable[["Request"], "Fault | None"]
 
 
+F = TypeVar("F")
+
+
 @dataclass(slots=True)
-class _Rule:
-    fault: Fault
+class _Rule(Generic[F]):
+    fault: F
     method: str
     path: str
     skip: int
     times: int | None
 
 
-class FaultPlan:
+class FaultPlan(Generic[F]):
     """Faults in the order they were added; a request meets the first that matches it and is not used up.
 
-    A plan is a `FaultHook`: `Server(handle, faults=plan)`.
+    A plan of `Fault` is a `FaultHook`: `Server(handle, faults=plan)`. A service has faults of its own kind beside.
     """
 
     def __init__(self) -> None:
-        self._rules: list[_Rule] = []
+        self._rules: list[_Rule[F]] = []
         self._lock = threading.Lock()
         self.injected = 0
 
     def add(
         self,
-        fault: Fault,
+        fault: F,
         *,
         method: str = "*",
         path: str = "*",
         skip: int = 0,
         times: int | None = 1,
-    ) -> FaultPlan:
+    ) -> FaultPlan[F]:
         """Plan a fault; return the plan.
 
         Args:
@@ -139,7 +151,7 @@ class FaultPlan:
         with self._lock:
             self._rules.clear()
 
-    def __call__(self, request: Request) -> Fault | None:
+    def __call__(self, request: Request) -> F | None:
         """Take the fault that this request meets, if any."""
         with self._lock:
             for rule in self._rules:
@@ -155,7 +167,7 @@ class FaultPlan:
         return None
 
     @staticmethod
-    def _matches(rule: _Rule, request: Request) -> bool:
+    def _matches(rule: _Rule[F], request: Request) -> bool:
         return (
             rule.times != 0
             and fnmatch.fnmatchcase(request.method, rule.method)

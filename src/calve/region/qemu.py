@@ -26,7 +26,7 @@ from calve.region import guard
 from calve.region.machine import Launch
 from calve.region.server import Server
 
-__all__ = ["Forward", "MachineImage", "QemuMachines"]
+__all__ = ["DiskImage", "Firmware", "Forward", "MachineImage", "QemuMachines", "ovmf"]
 
 METADATA = "169.254.169.254"
 _NET = "net=169.254.169.0/24,host=169.254.169.2,dns=169.254.169.3,dhcpstart=169.254.169.15"
@@ -57,6 +57,44 @@ class MachineImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Firmware:
+    """UEFI as QEMU takes it.
+
+    Attributes:
+        code: the firmware itself, shared by all machines.
+        variables: an empty variable store, of which each machine gets a copy.
+    """
+
+    code: Path
+    variables: Path
+
+
+def ovmf() -> Firmware:
+    """Find OVMF without Secure Boot where Debian has it; NotFoundError where it is not installed."""
+    folder = Path("/usr/share/OVMF")
+    found = Firmware(folder / "OVMF_CODE_4M.fd", folder / "OVMF_VARS_4M.fd")
+    if not (found.code.exists() and found.variables.exists()):
+        raise NotFoundError("UEFI's firmware is not installed", hint="apt-get install ovmf")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """An image that is a disk alone: its firmware finds what to boot on it, as on EC2.
+
+    Attributes:
+        disk: the root disk that each instance gets a copy of; it sees it as NVMe.
+        firmware: UEFI; None boots by BIOS.
+    """
+
+    disk: Path
+    firmware: Firmware | None
+
+
+Image = MachineImage | DiskImage
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """A TCP address that machines see, and the port of 127.0.0.1 behind it."""
 
@@ -84,6 +122,8 @@ class QemuMachines:
         metadata: starts the metadata service of one instance; closed with the instance.
         forwards: what machines can reach beside it; may be changed before a launch.
         memory_mb: of each machine.
+        volumes: writes the root disk of an instance of an image that is not in `images`, as a raw disk at a path,
+            and returns how it boots; `legacy-bios` is BIOS, all else UEFI. See `storage.Storage.volume`.
     """
 
     def __init__(
@@ -93,12 +133,14 @@ class QemuMachines:
         *,
         forwards: Sequence[Forward] = (),
         memory_mb: int = 512,
+        volumes: Callable[[str, Path], str] | None = None,
     ) -> None:
-        self.images: dict[str, MachineImage] = {}
+        self.images: dict[str, Image] = {}
         self.forwards = tuple(forwards)
         self._directory = directory
         self._metadata = metadata
         self._memory_mb = memory_mb
+        self._volumes = volumes
         self._qemu = which("qemu-system-x86_64", package="qemu-system-x86")
         self._busybox = which("busybox", package="busybox-static")
         self._machines: dict[str, _Machine] = {}
@@ -119,13 +161,9 @@ class QemuMachines:
             ) from error
 
     def _launch(self, launch: Launch) -> None:
-        image = self.images.get(launch.image_id)
-        if image is None:
-            raise NotFoundError(f"no image {launch.image_id}")
         folder = self._directory / launch.instance_id
-        folder.mkdir(parents=True)
         disk = folder / "disk.raw"
-        copy_sparse(image.disk, disk)
+        image = self._image(launch.image_id, disk)
         with contextlib.ExitStack() as undo:
             metadata = undo.enter_context(self._metadata(launch))
             machine = self._start(image, folder, disk, metadata, undo)
@@ -133,9 +171,21 @@ class QemuMachines:
         with self._lock:
             self._machines[launch.instance_id] = machine
 
+    def _image(self, image_id: str, disk: Path) -> Image:
+        """Find an image, and make an instance's root disk of it."""
+        image = self.images.get(image_id)
+        if image is None and self._volumes is None:
+            raise NotFoundError(f"no image {image_id}")
+        disk.parent.mkdir(parents=True)
+        if image is not None:
+            copy_sparse(image.disk, disk)
+            return image
+        boot_mode = self._volumes(image_id, disk) if self._volumes is not None else ""
+        return DiskImage(disk, None if boot_mode == "legacy-bios" else ovmf())
+
     def _start(
         self,
-        image: MachineImage,
+        image: Image,
         folder: Path,
         disk: Path,
         metadata: Server,
@@ -145,13 +195,10 @@ class QemuMachines:
         undo.callback(ours.close)
         console = folder / "console.log"
         with theirs, contextlib.ExitStack() as files:
-            descriptors = [_open(path, os.O_RDONLY, files) for path in (image.kernel, image.initrd)]
-            descriptors.append(_open(disk, os.O_RDWR, files))
-            drive = f"format=raw,file=/dev/fd/{descriptors[-1]}"
-            if image.log_writes:
-                log_fd = _open(folder / "writes.log", os.O_RDWR | os.O_CREAT | os.O_EXCL, files)
-                drive = _logged(descriptors[-1], log_fd)
-                descriptors.append(log_fd)
+            if isinstance(image, DiskImage):
+                boot, descriptors = _boot_disk(image, folder, disk, files)
+            else:
+                boot, descriptors = _boot_kernel(image, folder, disk, files)
             out = files.enter_context(console.open("wb"))
             messages = files.enter_context((folder / "qemu.log").open("wb"))
             forwards = [Forward(METADATA, 80, metadata.port), *self.forwards]
@@ -163,9 +210,7 @@ class QemuMachines:
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
                 *("-chardev", f"socket,id=control,fd={theirs.fileno()}"),
                 *("-mon", "chardev=control,mode=control"),
-                *("-kernel", f"/dev/fd/{descriptors[0]}", "-initrd", f"/dev/fd/{descriptors[1]}"),
-                *("-append", image.command_line),
-                *("-drive", f"{drive},if=virtio,discard=unmap,{_FULL}"),
+                *boot,
                 *("-netdev", f"user,id=net,{_NET},restrict=on,hostfwd=tcp:127.0.0.1:0-:80,{net}"),
                 *("-device", "virtio-net-pci,netdev=net,romfile="),
             ]
@@ -270,6 +315,46 @@ class _Control:
             answer = json.loads(stream.readline() or b"x")
             if "event" not in answer:
                 return answer
+
+
+def _boot_kernel(
+    image: MachineImage, folder: Path, disk: Path, files: contextlib.ExitStack
+) -> tuple[list[str], list[int]]:
+    """Return QEMU's options that boot a kernel from outside the disk, and the descriptors they name."""
+    kernel, initrd = (_open(path, os.O_RDONLY, files) for path in (image.kernel, image.initrd))
+    descriptors = [kernel, initrd, _open(disk, os.O_RDWR, files)]
+    drive = f"format=raw,file=/dev/fd/{descriptors[-1]}"
+    if image.log_writes:
+        log_fd = _open(folder / "writes.log", os.O_RDWR | os.O_CREAT | os.O_EXCL, files)
+        drive = _logged(descriptors[-1], log_fd)
+        descriptors.append(log_fd)
+    options = [
+        *("-kernel", f"/dev/fd/{kernel}", "-initrd", f"/dev/fd/{initrd}"),
+        *("-append", image.command_line),
+        *("-drive", f"{drive},if=virtio,discard=unmap,{_FULL}"),
+    ]
+    return options, descriptors
+
+
+def _boot_disk(
+    image: DiskImage, folder: Path, disk: Path, files: contextlib.ExitStack
+) -> tuple[list[str], list[int]]:
+    """Return QEMU's options that boot from the disk, which the machine sees as NVMe, and their descriptors."""
+    root = _open(disk, os.O_RDWR, files)
+    descriptors = [root]
+    options: list[str] = []
+    if image.firmware is not None:
+        variables = folder / "variables.fd"
+        copy_sparse(image.firmware.variables, variables)
+        code_fd = _open(image.firmware.code, os.O_RDONLY, files)
+        variables_fd = _open(variables, os.O_RDWR, files)
+        descriptors += [code_fd, variables_fd]
+        options += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file=/dev/fd/{code_fd}"]
+        options += ["-drive", f"if=pflash,unit=1,format=raw,file=/dev/fd/{variables_fd}"]
+    drive = f"if=none,id=root,format=raw,file=/dev/fd/{root},discard=unmap,{_FULL}"
+    # EC2's serial number is the volume's id without its hyphen.
+    device = f"nvme,drive=root,bootindex=0,serial=vol{folder.name.removeprefix('i-')}"
+    return [*options, "-drive", drive, "-device", device], descriptors
 
 
 def _logged(disk_fd: int, log_fd: int) -> str:

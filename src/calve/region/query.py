@@ -9,15 +9,26 @@ from __future__ import annotations
 import datetime
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from xml.sax.saxutils import escape
 
 from calve.region.message import Response
 from calve.region.signature import Refusal
 
-__all__ = ["AUTOSCALING", "EC2", "ELB", "Dialect", "Params", "page", "parse", "time_of"]
+__all__ = [
+    "AUTOSCALING",
+    "EC2",
+    "ELB",
+    "Dialect",
+    "Params",
+    "Service",
+    "filters",
+    "page",
+    "parse",
+    "time_of",
+]
 
 T = TypeVar("T")
 FIELDS = 4096
@@ -178,6 +189,43 @@ class Params:
             )
 
 
+def filters(
+    params: Params, known: Iterable[str], *, name: str = "Filter"
+) -> Callable[[Mapping[str, str]], bool]:
+    """Read EC2's filters; return what says whether a resource's facts match all of them.
+
+    Args:
+        params: The request's.
+        known: Filters that are simulated, beside `tag:KEY` and `tag-key`.
+        name: Of the parameter.
+
+    A value matches whole, with `*` and `?` as wildcards. Tags are facts by the name `tag:KEY`.
+    """
+    wanted: list[tuple[str, list[re.Pattern[str]]]] = []
+    for item in params.structs(name):
+        key, values = item.need("Name"), item.strings("Value") or []
+        if key not in known and not key.startswith("tag:") and key != "tag-key":
+            raise Refusal(
+                400, "InvalidParameterValue", f"The filter '{key}' is invalid (or not simulated)"
+            )
+        wanted.append((key, [_wildcard(value) for value in values]))
+
+    def match(facts: Mapping[str, str]) -> bool:
+        tags = [fact.removeprefix("tag:") for fact in facts if fact.startswith("tag:")]
+        for key, patterns in wanted:
+            found = tags if key == "tag-key" else [facts[key]] if key in facts else []
+            if not any(one.fullmatch(text) for one in patterns for text in found):
+                return False
+        return True
+
+    return match
+
+
+def _wildcard(value: str) -> re.Pattern[str]:
+    parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in value)
+    return re.compile("".join(parts), re.DOTALL)
+
+
 def page(
     items: Sequence[T], params: Params, size_name: str, *, mark: str, most: int
 ) -> tuple[Sequence[T], str | None]:
@@ -287,3 +335,10 @@ ELB = Dialect(
 
 Action = Callable[[Params, float], Mapping[str, Any]]
 """One action: its parameters and the time of day in seconds, to its result; Refusal where it is refused."""
+
+
+class Service(Protocol):
+    """What answers some of the actions of one dialect, by their names."""
+
+    dialect: Dialect
+    actions: Mapping[str, Action]

@@ -34,6 +34,7 @@ from calve.region.faults import (
     Flip,
     Lost,
     Reset,
+    Silent,
     Stall,
     Trickle,
     Truncate,
@@ -229,12 +230,18 @@ class _Connection:
             server.closing.wait(fault.seconds, server.clock)
         if fault == Lost(performed=False):
             self._reset()
+        if isinstance(fault, Silent) and not fault.performed:
+            self._silence(fault.seconds)
+            return
         response = fault.response if isinstance(fault, Answer) else self._handle(request)
         if request.body.awaited:
             self._keep = False
         try:
             if isinstance(fault, Lost):
                 self._reset()
+            if isinstance(fault, Silent):
+                self._silence(fault.seconds)
+                return
             self._send(response, request.method, fault)
         finally:
             response.close()
@@ -300,13 +307,16 @@ class _Connection:
             case Truncate():
                 self._keep = False
             case Stall():
-                self._keep = False
-                # Wakes when the client closes, and when the server does.
-                poll = select.poll()
-                poll.register(self._socket, select.POLLIN)
-                poll.poll(fault.seconds * 1000)
+                self._silence(fault.seconds)
             case _:
                 pass
+
+    def _silence(self, seconds: float) -> None:
+        """Say nothing until the client closes, the server does, or the time is over."""
+        self._keep = False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        poll.poll(seconds * 1000)
 
     def _send_body(
         self, body: bytes | FileRange, start: int, stop: int, fault: Fault | None = None
