@@ -110,10 +110,10 @@ class Rig:
         )
         return dataclasses.replace(data, **changes).dump()
 
-    def image(self, *, disk=None, command_line="", hold_s=1, ca_file=None):
+    def image(self, *, disk=None, command_line="", hold_s=1, ca_file=None, systemd=False):
         return MachineImage(
             self.workshop.kernel().image,
-            self.workshop.initrd(hold_s=hold_s, ca_file=ca_file),
+            self.workshop.initrd(hold_s=hold_s, ca_file=ca_file, systemd=systemd),
             f"{COMMAND_LINE} {command_line}",
             disk or self.workshop.disk(DISK_BYTES),
         )

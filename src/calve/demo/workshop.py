@@ -22,11 +22,13 @@ from calve.contract.abi import Abi
 from calve.demo import kept
 from calve.demo.kernel import META_PACKAGE, OTHER_META_PACKAGE, Kernel, kernel
 from calve.demo.packages import Packages
+from calve.demo.root import root
 from calve.demo.stage2 import UNIT
 from calve.demo.system import Boot
 from calve.demo.tiny import build_tiny
 from calve.demo.webserver import build_webserver
 from calve.disk import ext4, initrd, payload
+from calve.disk.initrd_systemd import SystemdInitrd
 from calve.errors import CalveError
 from calve.nix.signing import Keyring, SecretKey
 from calve.nix.store import LocalStore
@@ -52,6 +54,7 @@ _HALF_MADE = (
     "packages/.fetch-*",
     "packages/.index-*",
     "kernel/.linux-*",
+    "root/.root-*",
     "images/.tree-*",
     "images/.*.new",
     "images/*.new",
@@ -59,7 +62,7 @@ _HALF_MADE = (
 )
 
 
-_KEPT = {"images/initrd-*.img": 6, "images/root-*-*.raw": 2}
+_KEPT = {"images/initrd-*.img": 6, "images/root-*-*.raw": 2, "root/root-*": 2}
 """How many of the parts that change with a source or a package stay; older ones are made again when wanted."""
 
 
@@ -132,6 +135,11 @@ class Workshop:
                 self._kernels[name] = kernel(self.packages, self.directory / "kernel", name)
         return self._kernels[name]
 
+    def root(self) -> Path:
+        """Return the Debian root that an initrd with systemd is made of."""
+        with self._turn:
+            return root(self.packages, self.directory / "root")
+
     def initrd(
         self,
         *,
@@ -139,6 +147,7 @@ class Workshop:
         ca_file: Path | None = None,
         other: bool = False,
         debug: bool = False,
+        systemd: bool = False,
     ) -> Path:
         """Return an initrd with the agent, which trusts the demo's key.
 
@@ -147,22 +156,22 @@ class Workshop:
             ca_file: authorities for HTTPS; None where machines use plain HTTP alone.
             other: with the other kernel's modules.
             debug: a root shell may be asked for on the kernel command line.
+            systemd: with Debian's systemd as PID 1 in busybox's place.
         """
         policy = Policy(
             keys=(self.key().public.dump(),),
             hold_s=hold_s,
             ca_file=None if ca_file is None else "/etc/calve/ca.pem",
             debug=debug,
-        )
+        ).dump()
         agent = payload.build()
-        spec = initrd.Initrd(
-            busybox=Path(which("busybox", package="busybox-static")),
-            kernel_modules=self.kernel(other=other).modules,
-            agent=agent,
-            policy=policy.dump(),
-            ca_file=ca_file,
-            debug=debug,
-        )
+        modules = self.kernel(other=other).modules
+        spec: initrd.Contents
+        if systemd:
+            spec = SystemdInitrd(self.root(), modules, agent, policy, ca_file)
+        else:
+            busybox = Path(which("busybox", package="busybox-static"))
+            spec = initrd.Initrd(busybox, modules, agent, policy, ca_file, debug)
         path = self.directory / "images" / f"initrd-{_digest(spec)}.img"
         with self._turn:
             if not kept.sealed(path):
@@ -263,12 +272,13 @@ def _has_size(path: Path, size_bytes: int) -> bool:
         return False
 
 
-def _digest(spec: initrd.Initrd) -> str:
+def _digest(spec: initrd.Contents) -> str:
     """Return a digest of all that goes into an initrd: paths, sizes and times of its files, and its policy."""
     digest = hashlib.sha256(f"{calve.__version__} {_LEVEL}".encode() + spec.policy)
-    files = [spec.busybox, spec.kernel_modules, *(module.origin for module in spec.agent.modules)]
-    data = Path(initrd.__file__).with_name("data")
-    for path in [*files, *sorted(data.iterdir()), *filter(None, [spec.ca_file])]:
+    code = Path(initrd.__file__)
+    data = code.with_name("data")
+    files = [*spec.parts(), *(module.origin for module in spec.agent.modules)]
+    for path in [*files, *sorted(code.parent.glob("*.py")), *sorted(data.rglob("*"))]:
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from calve.errors import DamagedError, NotFoundError
 
-__all__ = ["Dynamic", "closure", "read"]
+__all__ = ["Dynamic", "closure", "inside", "read"]
 
 _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 1, 5, 15, 29
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_PARTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,53 +82,93 @@ def _file_offset(loads: Sequence[tuple[int, int, int]], address: int) -> int:
     raise IndexError(address)
 
 
-def _search_path() -> list[Path]:
+def _search_path(root: Path) -> list[str]:
     """Return the loader's directories: those of /etc/ld.so.conf, then its built-in ones."""
-    found: list[Path] = []
+    found: list[str] = []
 
-    def add(conf: Path) -> None:
-        if not conf.is_file():
+    def add(conf: str) -> None:
+        file = inside(root, conf)
+        if not file.is_file():
             return
-        for raw in conf.read_text().splitlines():
+        for raw in file.read_text().splitlines():
             line = raw.partition("#")[0].strip()
             if line.startswith("include"):
                 pattern = line.split(None, 1)[1].lstrip("/")
-                for more in sorted(Path("/").glob(pattern)):
-                    add(more)
+                for more in sorted(root.glob(pattern)):
+                    add(f"/{more.relative_to(root)}")
             elif line:
-                found.append(Path(line))
+                found.append(line)
 
-    add(Path("/etc/ld.so.conf"))
-    return [*found, Path("/lib64"), Path("/usr/lib64"), Path("/lib"), Path("/usr/lib")]
+    add("/etc/ld.so.conf")
+    return [*found, "/lib64", "/usr/lib64", "/lib", "/usr/lib"]
 
 
-def closure(files: Iterable[Path]) -> list[Path]:
+def inside(root: Path, path: str) -> Path:
+    """Return where a path of the system below `root` really is: no link, its last name included, leaves `root`.
+
+    Raises:
+        DamagedError: links that lead in a circle.
+    """
+    done: list[str] = []
+    left = path.split("/")[::-1]
+    for _ in range(_PARTS):
+        while left and left[-1] in {"", "."}:
+            left.pop()
+        if not left:
+            return root.joinpath(*done)
+        part = left.pop()
+        if part == "..":
+            del done[-1:]
+            continue
+        place = root.joinpath(*done, part)
+        if place.is_symlink():
+            target = str(place.readlink())
+            left += target.split("/")[::-1]
+            if target.startswith("/"):
+                done = []
+        else:
+            done.append(part)
+    raise DamagedError("its links lead in a circle", place=root / path.lstrip("/"))
+
+
+def closure(files: Iterable[Path], root: Path = Path("/")) -> list[Path]:
     """Return the shared objects that the files need, directly or not, the interpreter first among them.
+
+    Args:
+        files: programs and libraries, below `root`.
+        root: of the system that they belong to, and that their libraries are looked for in.
+
+    Returns:
+        Each at the place where the loader of that system finds it, below `root`; it may be a link.
 
     Raises:
         NotFoundError: a library is nowhere to be found.
     """
-    search = _search_path()
+    search = _search_path(root)
     todo = list(files)
     seen: set[Path] = set(todo)
     found: list[Path] = []
     while todo:
         current = todo.pop(0)
-        dynamic = read(current)
+        file = inside(root, f"/{current.relative_to(root)}")
+        dynamic = read(file)
         if dynamic is None:
             continue
-        origin = str(current.resolve().parent)
-        own = [Path(part.replace("$ORIGIN", origin)) for part in dynamic.paths]
-        wanted = [Path(dynamic.interpreter)] if dynamic.interpreter else []
+        origin = f"/{file.parent.relative_to(root)}"
+        own = [part.replace("$ORIGIN", origin) for part in dynamic.paths]
+        wanted = [dynamic.interpreter] if dynamic.interpreter else []
         for name in dynamic.needed:
-            places = (place / name for place in [*own, *search])
-            library = next((place for place in places if place.is_file()), None)
+            # What is loaded already under this name is not looked for again, wherever it was found.
+            loaded = [f"/{one.parent.relative_to(root)}" for one in found if one.name == name]
+            places = (f"{place}/{name}" for place in [*own, *search, *loaded])
+            library = next((place for place in places if inside(root, place).is_file()), None)
             if library is None:
                 raise NotFoundError(f"the library {name} is not installed", place=current)
             wanted.append(library)
         for library in wanted:
-            if library not in seen:
-                seen.add(library)
-                found.append(library)
-                todo.append(library)
+            place = root / library.lstrip("/")
+            if place not in seen:
+                seen.add(place)
+                found.append(place)
+                todo.append(place)
     return found

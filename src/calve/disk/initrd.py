@@ -1,6 +1,7 @@
 """The initrd of a machine that pulls: busybox, kernel modules, the agent's payload, the image's policy.
 
-Written as one zstd-compressed cpio archive; the same inputs give the same bytes.
+Written as one zstd-compressed cpio archive; the same inputs give the same bytes. What has systemd in busybox's place
+is `initrd_systemd`; both are written here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from calve.disk import cpio, modules, payload
 from calve.errors import UsageError
 from calve.nix.zstd import ZstdCompressor
 from calve.tasks import Cancel
 
-__all__ = ["Initrd", "Written", "write"]
+__all__ = ["OPTIONAL", "REQUIRED", "Contents", "Initrd", "Written", "shared", "write"]
 
 # What a disk and a network card of EC2 or of QEMU need; the file system and its checksums.
 REQUIRED = ("virtio_net", "virtio_blk", "virtio_pci")
@@ -37,9 +39,31 @@ APPLETS = (
 _LEVEL = 19
 
 
+class Contents(Protocol):
+    """What goes into an initrd, of whichever kind; its attributes are those of `Initrd`."""
+
+    @property
+    def kernel_modules(self) -> Path: ...  # noqa: D102
+
+    @property
+    def agent(self) -> payload.Payload: ...  # noqa: D102
+
+    @property
+    def policy(self) -> bytes: ...  # noqa: D102
+
+    @property
+    def ca_file(self) -> Path | None: ...  # noqa: D102
+
+    def parts(self) -> list[Path]:
+        """Return the files and directories, beside the agent's, that it is made of."""
+
+    def entries(self, scratch: Path) -> Iterator[cpio.Entry]:
+        """Yield every file; compiled Python modules are written below `scratch`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Initrd:
-    """What goes into an initrd.
+    """What goes into an initrd whose PID 1 is a script of busybox's shell.
 
     Attributes:
         busybox: a static busybox.
@@ -57,30 +81,39 @@ class Initrd:
     ca_file: Path | None = None
     debug: bool = False
 
+    def parts(self) -> list[Path]:
+        """Return the files and directories, beside the agent's, that it is made of."""
+        return [self.busybox, self.kernel_modules, *filter(None, [self.ca_file])]
+
     def entries(self, scratch: Path) -> Iterator[cpio.Entry]:
         """Yield every file; compiled Python modules are written below `scratch`."""
         data = importlib.resources.files("calve.disk") / "data"
-        yield cpio.device("dev/console", 5, 1)
-        yield cpio.device("dev/null", 1, 3)
-        for name in ("proc", "sys", "run", "sysroot", "tmp", "etc/calve"):
-            yield cpio.directory(name)
         yield cpio.file("bin/busybox", self.busybox, executable=True)
         for applet in APPLETS:
             yield cpio.link(f"bin/{applet}", "busybox")
         yield cpio.file("init", (data / "init").read_bytes(), executable=True)
         yield cpio.file("etc/udhcpc", (data / "udhcpc").read_bytes(), executable=True)
-        yield cpio.file("etc/nsswitch.conf", b"hosts: files dns\n")
-        yield cpio.file("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
-        loaded = modules.load_order(self.kernel_modules, REQUIRED, optional=OPTIONAL)
-        yield cpio.file("etc/modules", "".join(f"{path.name}\n" for path in loaded).encode())
-        for path in loaded:
-            yield cpio.file(f"modules/{path.name}", path)
-        yield cpio.file("etc/calve/agent.json", self.policy, mode=0o600)
         if self.debug:
             yield cpio.file("etc/calve/debug", b"")
-        if self.ca_file is not None:
-            yield cpio.file("etc/calve/ca.pem", self.ca_file)
-        yield from self.agent.entries(scratch)
+        yield from shared(self, scratch)
+
+
+def shared(contents: Contents, scratch: Path) -> Iterator[cpio.Entry]:
+    """Yield what both kinds have: device nodes, mount points, names, modules, policy, authorities, the agent."""
+    yield cpio.device("dev/console", 5, 1)
+    yield cpio.device("dev/null", 1, 3)
+    for name in ("proc", "sys", "run", "sysroot", "tmp", "etc/calve"):
+        yield cpio.directory(name)
+    yield cpio.file("etc/nsswitch.conf", b"hosts: files dns\n")
+    yield cpio.file("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")
+    loaded = modules.load_order(contents.kernel_modules, REQUIRED, optional=OPTIONAL)
+    yield cpio.file("etc/modules", "".join(f"{path.name}\n" for path in loaded).encode())
+    for path in loaded:
+        yield cpio.file(f"modules/{path.name}", path)
+    yield cpio.file("etc/calve/agent.json", contents.policy, mode=0o600)
+    if contents.ca_file is not None:
+        yield cpio.file("etc/calve/ca.pem", contents.ca_file)
+    yield from contents.agent.entries(scratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +126,7 @@ class Written:
 
 
 def write(
-    initrd: Initrd, out: Path, *, level: int = _LEVEL, cancel: Cancel | None = None
+    initrd: Contents, out: Path, *, level: int = _LEVEL, cancel: Cancel | None = None
 ) -> Written:
     """Write the archive, under a temporary name first.
 
@@ -107,7 +140,7 @@ def write(
         UsageError: a file that it needs is not there.
         NotFoundError: the kernel lacks a module, or a library is not installed.
     """
-    for path in (initrd.busybox, initrd.kernel_modules, *filter(None, [initrd.ca_file])):
+    for path in initrd.parts():
         if not path.exists():
             raise UsageError("does not exist", place=path)
     out.parent.mkdir(parents=True, exist_ok=True)

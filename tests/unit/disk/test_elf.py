@@ -114,19 +114,87 @@ def test_damage_is_an_error_with_its_place(tmp_path, data):
     assert caught.value.place == str(place)
 
 
-def test_a_library_that_is_nowhere(tmp_path):
-    strings = b"\0libnowhere.so.9\0"
-    base = 64 + 2 * 56
-    table = struct.pack("<QQQQ", 1, 1, 5, base + 32)
-    data = (
+def library(*needed, run_path=""):
+    """Return a library that needs others by name."""
+    names = [*((1, name) for name in needed), *([(29, run_path)] if run_path else [])]
+    base, size = 64 + 2 * 56, 16 * (len(names) + 1)
+    strings, table = b"\0", b""
+    for tag, name in names:
+        table += struct.pack("<QQ", tag, len(strings))
+        strings += name.encode() + b"\0"
+    return (
         header(phnum=2)
-        + dynamic_at(base, 32)
+        + dynamic_at(base, size)
         + struct.pack("<IIQQQQQQ", 1, 0, 0, 0, 0, 1000, 1000, 8)
         + table
+        + struct.pack("<QQ", 5, base + size)
         + strings
     )
+
+
+def test_a_library_that_is_nowhere(tmp_path):
     place = tmp_path / "x.so"
-    place.write_bytes(data)
+    place.write_bytes(library("libnowhere.so.9"))
     assert elf.read(place) == elf.Dynamic(None, ("libnowhere.so.9",), ())
     with pytest.raises(NotFoundError, match=r"libnowhere\.so\.9"):
         elf.closure([place])
+
+
+# Below another root
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A system of another place: the interpreter and its libraries, at the end of absolute links."""
+    top = tmp_path / "system"
+    for library in elf.closure([PYTHON]):
+        place = top / str(library).lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        real = top / "real" / library.name
+        real.parent.mkdir(exist_ok=True)
+        shutil.copyfile(library.resolve(), real)
+        place.symlink_to(f"/real/{library.name}")
+    (top / "bin").mkdir(exist_ok=True)
+    shutil.copyfile(PYTHON, top / "bin/python")
+    (top / "etc/ld.so.conf.d").mkdir(parents=True)
+    (top / "etc/ld.so.conf").write_text("include /etc/ld.so.conf.d/*.conf\n")
+    folders = sorted({str(path.parent) for path in elf.closure([PYTHON])})
+    (top / "etc/ld.so.conf.d/all.conf").write_text("# where they are\n" + "\n".join(folders))
+    return top
+
+
+def test_a_closure_below_a_root_is_that_root_s(root):
+    found = elf.closure([root / "bin/python"], root)
+    assert [path.relative_to(root) for path in found] == [
+        path.relative_to("/") for path in elf.closure([PYTHON])
+    ]
+
+
+def test_a_library_that_only_we_have_is_not_the_root_s(root):
+    (library,) = [path for path in elf.closure([PYTHON]) if path.name == "libc.so.6"]
+    (root / str(library).lstrip("/")).unlink()
+    with pytest.raises(NotFoundError, match=r"libc\.so\.6"):
+        elf.closure([root / "bin/python"], root)
+
+
+def test_a_run_path_is_below_the_root_and_what_it_found_is_loaded(tmp_path):
+    """As systemd's: its libraries stand in a folder of their own, and only one of them says where."""
+    (tmp_path / "lib/own").mkdir(parents=True)
+    (tmp_path / "program").write_bytes(library("libone.so", "libtwo.so", run_path="/lib/own"))
+    (tmp_path / "lib/own/libone.so").write_bytes(library("libtwo.so"))
+    (tmp_path / "lib/own/libtwo.so").write_bytes(library())
+    found = elf.closure([tmp_path / "program"], tmp_path)
+    assert found == [tmp_path / "lib/own/libone.so", tmp_path / "lib/own/libtwo.so"]
+
+
+def test_links_never_leave_a_root(tmp_path):
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("usr/lib")
+    (tmp_path / "usr/lib/one").symlink_to("/lib/two")
+    (tmp_path / "usr/lib/two").symlink_to("../../../../etc/passwd")
+    (tmp_path / "usr/lib/round").symlink_to("/lib/./round")
+    assert elf.inside(tmp_path, "/lib/one") == tmp_path / "etc/passwd"
+    assert elf.inside(tmp_path, "/../..//usr/./lib/../lib") == tmp_path / "usr/lib"
+    assert elf.inside(tmp_path, "/lib/none/below") == tmp_path / "usr/lib/none/below"
+    with pytest.raises(DamagedError, match="circle"):
+        elf.inside(tmp_path, "/lib/round")

@@ -21,6 +21,8 @@ echo "@@calve {\"v\":1,\"t\":$now,\"e\":\"phase\",\"n\":\"answer\"}" >/dev/conso
 
 $bb ln -sfn "$system" /run/current-system
 [ -e /run/booted-system ] || $bb ln -s "$system" /run/booted-system
+# An initrd with systemd makes an empty one.
+[ -L /usr ] || [ ! -d /usr ] || $bb rmdir /usr
 $bb ln -sfn "$system/sw/usr" /usr
 for name in bin sbin lib lib64; do
   $bb ln -sfn "usr/$name" "/$name"
