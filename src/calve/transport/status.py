@@ -217,9 +217,11 @@ def _json(text: str) -> tuple[str, str]:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return "", ""
+    message = str(fields.get("message") or fields.get("Message") or "")
+    reason = str(fields.get("Reason") or "")  # EBS direct's, finer than its code
     return (
         str(fields.get("__type") or fields.get("code") or ""),
-        str(fields.get("message") or fields.get("Message") or ""),
+        f"{message} ({reason})" if reason else message,
     )
 
 
