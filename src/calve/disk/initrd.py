@@ -30,6 +30,7 @@ OPTIONAL = (
     "crc32c_intel",
     "af_packet",
     "virtio_rng",
+    "erofs",
     "overlay",
 )
 APPLETS = (
