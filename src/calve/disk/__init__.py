@@ -1,6 +1,8 @@
 """Disk formats as pure bytes, and the tools that make disks.
 
-For `image` and `cli`, which build images, and `demo`. It knows cpio archives, what an initrd carries (kernel
-modules, the agent's payload tree, busybox or systemd) and how an ext4 root disk is made; it knows no snapshot and no
-AMI. Types: `Entry` (of an archive), `Payload` (the agent's files), `Initrd` and `SystemdInitrd` (what goes into one).
+For `image` and `cli`, which build images, and `demo`. It knows what an initrd carries (kernel modules, the agent's
+payload tree, busybox or systemd), and what becomes a raw disk that firmware starts: unified kernel images, the EFI
+system partition, ext4, dm-verity, the partition table. It knows no snapshot and no AMI.
+Types: `Payload` (the agent's files), `Initrd`, `SystemdInitrd` and `Uki` (what goes into one), `Layout` (a partition
+table), `Part` (of a disk to be), `Tree` (of hashes), `Disk` (a raw disk, block by block).
 """
