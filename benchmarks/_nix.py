@@ -18,6 +18,8 @@ from pathlib import Path
 from benchmarks._closure import HOME
 
 _SUITE = "unstable"
+# debootstrap does not find who provides what nix-bin needs of perl.
+_PACKAGES = "nix-bin,libdbi-perl"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LEAST = (2, 34)
 
@@ -41,6 +43,15 @@ class Nix:
     @property
     def name(self) -> str:
         return f"Nix {self.version}"
+
+    def files(self) -> tuple[Path, Path, list[Path]]:
+        """Return its program, its dynamic linker, and the shared objects that the linker loads for it."""
+        root = Path("/") if self.root is None else self.root
+        program, linker = root / "usr/bin/nix", root / "lib64/ld-linux-x86-64.so.2"
+        argv = [str(linker), "--library-path", str(root / _LIBRARIES), "--list", str(program)]
+        said = subprocess.run(argv, capture_output=True, text=True, check=True)
+        libraries = re.findall(r"=> (/\S+) \(0x", said.stdout)
+        return program, linker, [Path(library) for library in libraries]
 
     def _common(self, key: str) -> list[str]:
         options = {"trusted-public-keys": key, "build-users-group": "", "max-jobs": "0"}
@@ -118,7 +129,7 @@ def _install(root: Path) -> str:
     print("  Nix of Debian unstable is installed once", file=sys.stderr)
     part = root.with_name(f"{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    argv = [program, "--variant=minbase", "--include=nix-bin", _SUITE, str(part), mirror]
+    argv = [program, "--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(part), mirror]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"debootstrap failed: {(done.stdout + done.stderr).strip().splitlines()[-1]}"
