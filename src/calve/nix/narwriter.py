@@ -36,7 +36,7 @@ from calve.nix.narformat import (
     string,
 )
 
-__all__ = ["Swap", "dump", "dump_into", "emit"]
+__all__ = ["Emitter", "Swap", "dump", "dump_into", "emit", "printable"]
 
 Swap: TypeAlias = Callable[[int], memoryview]
 """Is told how many bytes of the buffer are filled, 0 at first; returns the next to fill, at least one byte long."""
@@ -189,29 +189,30 @@ class _Filler(_Output):
         return not os.read(fd, 1)
 
 
-def emit(events: Iterable[Event], write: Write) -> int:
-    """Write a NAR from events; return its size in bytes.
+class Emitter:
+    """Writes a NAR, an event at a time."""
 
-    Raises:
-        UsageError: they do not make up one tree in canonical order.
-    """
-    out = _Output(write)
-    size = left = 0  # of the file that is open
-    complete = False
-    for event in events:
-        if complete or (left > 0) != isinstance(event, bytes):
+    def __init__(self, write: Write) -> None:
+        self._out = _Output(write)
+        self._size = self._left = 0  # of the file that is open
+        self._complete = False
+
+    def add(self, event: Event) -> None:
+        """Write an event; UsageError where it does not go on the tree in canonical order."""
+        out = self._out
+        if self._complete or (self._left > 0) != isinstance(event, bytes):
             raise UsageError("events that make no tree: content and nodes out of place")
         if isinstance(event, bytes):
-            left -= len(event)
-            if left < 0:
+            self._left -= len(event)
+            if self._left < 0:
                 raise UsageError("a file has more content than its size")
             out.add(event)
-            if left == 0:
-                out.file_end(size)
+            if self._left == 0:
+                out.file_end(self._size)
         elif isinstance(event, File):
-            size = left = event.size
-            out.file(event.name, size, executable=event.executable)
-            if not size:
+            self._size = self._left = event.size
+            out.file(event.name, event.size, executable=event.executable)
+            if not event.size:
                 out.close()
         elif isinstance(event, Directory):
             out.directory(event.name)
@@ -219,11 +220,26 @@ def emit(events: Iterable[Event], write: Write) -> int:
             out.symlink(event.name, event.target)
         else:
             out.end()
-        complete = not out.last and not left
-    if not complete:
-        raise UsageError("events that make no tree: they end too early")
-    out.flush()
-    return out.size
+        self._complete = not out.last and not self._left
+
+    def finish(self) -> int:
+        """Write what was gathered; return the NAR's size in bytes. UsageError unless the tree is complete."""
+        if not self._complete:
+            raise UsageError("events that make no tree: they end too early")
+        self._out.flush()
+        return self._out.size
+
+
+def emit(events: Iterable[Event], write: Write) -> int:
+    """Write a NAR from events; return its size in bytes.
+
+    Raises:
+        UsageError: they do not make up one tree in canonical order.
+    """
+    emitter = Emitter(write)
+    for event in events:
+        emitter.add(event)
+    return emitter.finish()
 
 
 def dump(path: str | os.PathLike[str], write: Write) -> int:
@@ -259,7 +275,7 @@ def _dump(path: str | os.PathLike[str], out: _Output) -> int:
     return out.size
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """Return a path for a message: whoever named the file must not write lines of their own into it."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
@@ -267,11 +283,11 @@ def _printable(path: str) -> str:
 
 def _unreadable(error: OSError, place: str) -> CalveError:
     kind = NotFoundError if isinstance(error, FileNotFoundError) else CalveError
-    return kind(f"cannot read: {error.strerror}", place=_printable(place))
+    return kind(f"cannot read: {error.strerror}", place=printable(place))
 
 
 def _unsupported(place: str) -> UsageError:
-    return UsageError("neither a file, nor a directory, nor a symlink", place=_printable(place))
+    return UsageError("neither a file, nor a directory, nor a symlink", place=printable(place))
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
@@ -324,7 +340,7 @@ def _dump_file(out: _Output, name: bytes, fd: int, place: str) -> None:
         size = status.st_size
         out.file(name, size, executable=bool(status.st_mode & stat.S_IXUSR))
         if not out.content(fd, size):
-            raise ConflictError("the file changed while it was read", place=_printable(place))
+            raise ConflictError("the file changed while it was read", place=printable(place))
         out.file_end(size)
     finally:
         os.close(fd)
