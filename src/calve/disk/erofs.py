@@ -35,11 +35,8 @@ from calve.nix.storepath import StorePath
 
 __all__ = ["DIRECTORIES", "Writer"]
 
-DIRECTORIES = (
-    *("bin", "boot", "dev", "etc", "home", "lib", "mnt", "opt", "proc"),
-    *("root", "run", "srv", "sys", "tmp", "usr", "var"),
-)
-"""What stage 2 of NixOS mounts on, or would make."""
+DIRECTORIES = ("dev", "etc", "home", "mnt", "proc", "root", "run", "srv", "sys", "tmp", "var")
+"""What stage 2 mounts on, or writes to; /bin, /lib and /usr it makes as it wants them."""
 
 
 class Writer:

@@ -1,0 +1,359 @@
+"""Builds raw disks that UEFI starts: base images, whose machines pull, and release images, with the closure inside.
+
+A base image has a small ext4 root, which grows to its volume, with what it is seeded with: its own kernel and initrd,
+and a release's closure where that is asked for. A release image has the closure as EROFS, laid out onto its parent's:
+what the parent has is neither read nor moved, and what is written is an overlay of the changed blocks.
+
+    DIRECTORY/disk.raw            the disk, or the overlay upon its parent
+    DIRECTORY/disk.json           every block's digest (`disk.disk`)
+    DIRECTORY/layout-DIGEST.json  of a release image: where every object lies (`disk.layout`); of this very disk
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from calve.contract import abi
+from calve.disk import assemble, erofs, ext4, fat, gpt, uki
+from calve.disk.arch import Arch
+from calve.disk.disk import BLOCK_BYTES, Disk
+from calve.disk.disk import read as read_disk
+from calve.disk.erofsformat import BLOCK_BYTES as FS_BLOCK_BYTES
+from calve.disk.extents import Extent
+from calve.disk.layout import Layout
+from calve.errors import NotFoundError, UsageError
+from calve.image.parent import Blocks
+from calve.image.seedtree import SeedTree
+from calve.image.source import Source
+from calve.nix.storepath import STORE_DIR, StorePath
+from calve.progress import Note, Progress, silent
+from calve.tasks import Cancel
+
+__all__ = ["CONSOLES", "Base", "Built", "Release", "Start", "load", "start_of"]
+
+CONSOLES: Final = ("console=tty0", "console=ttyS0,115200n8")
+"""The screen, and last the serial console: that is /dev/console, which EC2 shows."""
+
+_NAMESPACE: Final = uuid.UUID("ca1fe000-0000-4000-8000-0000000000ff")
+_RAW: Final = "disk.raw"
+_LEAST_ROOT_BYTES: Final = (
+    256 << 20
+)  # smaller ones have few inodes and a small journal, however far they grow
+_SPARE: Final = 1.25
+_LIMIT_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What firmware starts.
+
+    Attributes:
+        kernel: its file.
+        initrd: its file.
+        uname: the kernel's release.
+        params: the kernel's command line, without root= and init=.
+        seeds: store paths that the two come from.
+        os_release: content of os-release(5).
+    """
+
+    kernel: Path
+    initrd: Path
+    uname: str
+    params: tuple[str, ...]
+    seeds: tuple[StorePath, ...] = ()
+    os_release: str = "ID=calve\nPRETTY_NAME=Calve\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A disk that was built.
+
+    Attributes:
+        directory: where its files are.
+        disk: every block of it.
+        layout: of a release image.
+    """
+
+    directory: Path
+    disk: Disk
+    layout: Layout | None = None
+
+    @property
+    def raw(self) -> Path:
+        """Return the raw disk, or the overlay."""
+        return self.directory / _RAW
+
+
+def start_of(
+    source: Source,
+    system: StorePath,
+    work: Path,
+    *,
+    initrd: Path | None = None,
+    debug: bool = False,
+) -> Start:
+    """Read what a system starts with: kernel, initrd and parameters of its bootspec.
+
+    Args:
+        source: has the system.
+        system: the toplevel.
+        work: for what has to be unpacked.
+        initrd: in place of the system's own.
+        debug: ask for the root shell that the image's policy may allow.
+
+    Raises:
+        NotFoundError: the system has no boot.json, or names no kernel or initrd.
+        DamagedError: it is damaged.
+    """
+    top = source.take(system, work)
+    place = top / "boot.json"
+    try:
+        data = place.read_bytes()
+    except OSError as error:
+        raise NotFoundError(
+            f"the system has no boot.json: {error.strerror}",
+            place=system,
+            hint="only a system (toplevel) can be made an image",
+        ) from error
+    wanted = abi.parse_wanted(data, f"{system}/boot.json")
+    spec = wanted.bootspec
+    if spec is None or (spec.initrd is None and initrd is None):
+        raise NotFoundError("the system's boot.json names no initrd", place=system)
+    kernel_path, kernel = _file(source, spec.kernel, work)
+    seeds = [kernel_path]
+    if initrd is None:
+        path, initrd = _file(source, spec.initrd or "", work)
+        seeds.append(path)
+    own = {word.partition("=")[0] for word in spec.params} - {"console"}
+    words = [word for word in spec.params if word not in CONSOLES]
+    words += [*CONSOLES, f"calve.kernel={kernel_path}"]
+    words += [word for word in ("panic=30",) if word.partition("=")[0] not in own]
+    words += ["calve.debug=1"] if debug else []
+    return Start(kernel, initrd, wanted.release, tuple(words), tuple(seeds))
+
+
+def _file(source: Source, file: str, work: Path) -> tuple[StorePath, Path]:
+    """Find a file of a store path; return the path and where the file can be read."""
+    name, _, inner = file.removeprefix(f"{STORE_DIR}/").partition("/")
+    path = StorePath.from_basename(name)
+    place = source.take(path, work)
+    return path, place / inner if inner else place
+
+
+class _Builder:
+    """What both kinds of image have: a loader, a partition table, one directory."""
+
+    def __init__(
+        self, line: str, arch: Arch, start: Start, out: Path, progress: Progress, cancel: Cancel
+    ) -> None:
+        self.arch = arch
+        self.start = start
+        self.out = out
+        self.progress = progress
+        self.cancel = cancel
+        self.seed = uuid.uuid5(_NAMESPACE, f"{line} {arch.name}")
+
+    def loader(self, work: Path, root: Sequence[str]) -> assemble.Part:
+        """Make the EFI system partition."""
+        self.progress(Note("making the unified kernel image and the EFI system partition"))
+        words = [*self.start.params, *root, f"init={abi.INIT}"]
+        made = uki.write(
+            uki.Uki(
+                self.arch,
+                uki.find_stub(self.arch),
+                self.start.kernel,
+                self.start.initrd,
+                " ".join(words),
+                self.start.os_release,
+                self.start.uname,
+            ),
+            work / "loader.efi",
+            cancel=self.cancel,
+        )
+        size = fat.DEFAULT_BYTES if made.size_bytes < fat.DEFAULT_BYTES * 3 // 4 else fat.MAX_BYTES
+        esp = work / "esp"
+        fat.make(
+            esp, made.path, arch=self.arch, seed=self.seed, size_bytes=size, cancel=self.cancel
+        )
+        return assemble.Part("esp", gpt.Kind.ESP, esp)
+
+    def disk(self, parts: Sequence[assemble.Part], parent: Disk | None = None) -> Disk:
+        """Put the disk together."""
+        self.progress(Note("putting the disk together"))
+        raw = self.out / _RAW
+        raw.unlink(missing_ok=True)
+        return assemble.build(
+            parts, raw, arch=self.arch, seed=self.seed, parent=parent, cancel=self.cancel
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base image to build.
+
+    Attributes:
+        line: what it is an image of; all GUIDs follow from it.
+        arch: the processor.
+        start: what firmware starts: its initrd has the agent.
+        source: where seeds come from.
+        seeds: store paths whose closures it has from the beginning.
+    """
+
+    line: str
+    arch: Arch
+    start: Start
+    source: Source
+    seeds: tuple[StorePath, ...] = ()
+
+    def build(self, out: Path, *, progress: Progress = silent, cancel: Cancel) -> Built:
+        """Build it into a directory.
+
+        Raises:
+            UsageError, NotFoundError: what it needs is not there.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        builder = _Builder(self.line, self.arch, self.start, out, progress, cancel)
+        with tempfile.TemporaryDirectory(prefix=".image-", dir=out) as name:
+            work = Path(name)
+            root = work / "root"
+            self._root(root, work, cancel)
+            esp = builder.loader(work, ("root=LABEL=nixos",))
+            part = assemble.Part("root", gpt.Kind.ROOT, root, fill=True)
+            disk = builder.disk([esp, part])
+        return Built(out, disk)
+
+    def _root(self, path: Path, work: Path, cancel: Cancel) -> None:
+        """Make the root file system: nothing but what it is seeded with."""
+        tree = work / "tree"
+        tree.mkdir(mode=0o755)
+        roots = tuple(dict.fromkeys((*self.start.seeds, *self.seeds)))
+        with SeedTree(tree) as store:
+            if roots:
+                self.source.fill(store, roots)
+        used = sum(
+            file.lstat().st_blocks * 512 + 4096 for file in tree.rglob("*")
+        )  # what it takes here it takes there
+        size = max(_LEAST_ROOT_BYTES, int(used * _SPARE) + (64 << 20))
+        ext4.make(path, -(-size // BLOCK_BYTES) * BLOCK_BYTES, tree=tree, cancel=cancel)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release image to build.
+
+    Attributes:
+        line: what it is an image of.
+        arch: the processor.
+        start: what firmware starts.
+        source: has the closure.
+        system: the toplevel.
+        parent: the image of the release before; None writes a whole one.
+        blocks: reads the parent's blocks.
+    """
+
+    line: str
+    arch: Arch
+    start: Start
+    source: Source
+    system: StorePath
+    parent: Built | None = None
+    blocks: Blocks | None = None
+
+    def build(self, out: Path, *, progress: Progress = silent, cancel: Cancel) -> Built:
+        """Build it into a directory, which must not be the parent's.
+
+        Raises:
+            UsageError: the parent is no release image, or stands in that directory.
+            SpaceError: the parent's header has no room for more paths: build it whole.
+        """
+        parent = self.parent
+        if parent is not None and parent.layout is None:
+            raise UsageError("the parent is no release image", place=parent.directory)
+        if parent is not None and parent.directory.resolve() == out.resolve():
+            raise UsageError("this is the parent's own directory", place=out)
+        out.mkdir(parents=True, exist_ok=True)
+        builder = _Builder(self.line, self.arch, self.start, out, progress, cancel)
+        with tempfile.TemporaryDirectory(prefix=".image-", dir=out) as name:
+            work = Path(name)
+            store = work / "store"
+            with erofs.Writer(store, None if parent is None else parent.layout) as writer:
+                self.source.fill(writer, [self.system])
+                progress(Note("laying the file system out"))
+                layout = writer.finish(self.system)
+                dirty = None if parent is None else writer.dirty
+                if parent is not None:
+                    self._complete(store, writer.written, writer.dirty, parent)
+            identity = uuid.UUID(bytes=layout.uuid)
+            esp = builder.loader(work, (f"root=UUID={identity}", "rootfstype=erofs"))
+            part = assemble.Part("root", gpt.Kind.ROOT, store, fill=True, dirty=dirty)
+            disk = builder.disk([esp, part], None if parent is None else parent.disk)
+        _layout_place(out, disk).write_bytes(layout.dump())
+        return Built(out, disk, layout)
+
+    def _complete(
+        self, store: Path, written: Sequence[Extent], dirty: Collection[int], parent: Built
+    ) -> None:
+        """Fill the changed blocks up with what of the parent stands beside the change in them."""
+        if self.blocks is None:
+            raise UsageError("the parent's blocks cannot be read", place=parent.directory)
+        start = next(one.start_bytes for one in parent.disk.partitions if one.name == "root")
+        known = {block.index for block in parent.disk.blocks}
+        per_block = BLOCK_BYTES // FS_BLOCK_BYTES
+        descriptor = os.open(store, os.O_RDWR)
+        try:
+            for number in sorted(dirty):
+                first = number * per_block
+                gaps = _gaps(written, first, first + per_block)
+                index = start // BLOCK_BYTES + number
+                if not gaps or index not in known:
+                    continue
+                data = self.blocks.read(index)
+                for gap in gaps:
+                    at = (gap.address - first) * FS_BLOCK_BYTES
+                    piece = data[at : at + gap.blocks * FS_BLOCK_BYTES]
+                    os.pwrite(descriptor, piece, gap.address * FS_BLOCK_BYTES)
+        finally:
+            os.close(descriptor)
+
+
+def _gaps(written: Sequence[Extent], first: int, end: int) -> list[Extent]:
+    """Return what of a run of blocks is not written; `written` is sorted."""
+    found = []
+    at = first
+    for extent in written:
+        if extent.end <= at or extent.address >= end:
+            continue
+        if extent.address > at:
+            found.append(Extent(at, extent.address - at))
+        at = max(at, extent.end)
+    if at < end:
+        found.append(Extent(at, end - at))
+    return found
+
+
+def _layout_place(directory: Path, disk: Disk) -> Path:
+    """Return where a disk's layout stands: its name binds it to this very disk."""
+    return directory / f"layout-{disk.digest[:16]}.json"
+
+
+def load(directory: Path) -> Built:
+    """Read what was built into a directory.
+
+    Raises:
+        NotFoundError: there is no image.
+        DamagedError: its description is damaged.
+    """
+    disk = read_disk(directory / _RAW)
+    place = _layout_place(directory, disk)
+    try:
+        with place.open("rb") as file:
+            data = file.read(_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        return Built(directory, disk)
+    return Built(directory, disk, Layout.parse(data, str(place)))
