@@ -7,10 +7,13 @@ what the parent has is neither read nor moved, and what is written is an overlay
     DIRECTORY/disk.raw            the disk, or the overlay upon its parent
     DIRECTORY/disk.json           every block's digest (`disk.disk`)
     DIRECTORY/layout-DIGEST.json  of a release image: where every object lies (`disk.layout`); of this very disk
+    DIRECTORY/parent.json         of an overlay: every block's digest of its parent
+    DIRECTORY/image.json          what it is an image of: line, kind, closure
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import uuid
@@ -27,7 +30,7 @@ from calve.disk.disk import read as read_disk
 from calve.disk.erofsformat import BLOCK_BYTES as FS_BLOCK_BYTES
 from calve.disk.extents import Extent
 from calve.disk.layout import Layout
-from calve.errors import NotFoundError, UsageError
+from calve.errors import CalveError, DamagedError, NotFoundError, UsageError
 from calve.image.parent import Blocks
 from calve.image.seedtree import SeedTree
 from calve.image.source import Source
@@ -42,6 +45,9 @@ CONSOLES: Final = ("console=tty0", "console=ttyS0,115200n8")
 
 _NAMESPACE: Final = uuid.UUID("ca1fe000-0000-4000-8000-0000000000ff")
 _RAW: Final = "disk.raw"
+_PARENT: Final = "parent.json"
+_FACTS: Final = "image.json"
+_VERSION: Final = 1
 _LEAST_ROOT_BYTES: Final = (
     256 << 20
 )  # smaller ones have few inodes and a small journal, however far they grow
@@ -77,12 +83,18 @@ class Built:
     Attributes:
         directory: where its files are.
         disk: every block of it.
+        line: what it is an image of.
+        closure: the system inside; None of a base image.
         layout: of a release image.
+        parent: of an overlay, every block of the disk that it lies upon.
     """
 
     directory: Path
     disk: Disk
+    line: str
+    closure: StorePath | None = None
     layout: Layout | None = None
+    parent: Disk | None = None
 
     @property
     def raw(self) -> Path:
@@ -226,7 +238,7 @@ class Base:
             esp = builder.loader(work, ("root=LABEL=nixos",))
             part = assemble.Part("root", gpt.Kind.ROOT, root, fill=True)
             disk = builder.disk([esp, part])
-        return Built(out, disk)
+        return _keep(Built(out, disk, self.line))
 
     def _root(self, path: Path, work: Path, cancel: Cancel) -> None:
         """Make the root file system: nothing but what it is seeded with."""
@@ -293,8 +305,8 @@ class Release:
             esp = builder.loader(work, (f"root=UUID={identity}", "rootfstype=erofs"))
             part = assemble.Part("root", gpt.Kind.ROOT, store, fill=True, dirty=dirty)
             disk = builder.disk([esp, part], None if parent is None else parent.disk)
-        _layout_place(out, disk).write_bytes(layout.dump())
-        return Built(out, disk, layout)
+        upon = None if parent is None else parent.disk
+        return _keep(Built(out, disk, self.line, self.system, layout, upon))
 
     def _complete(
         self, store: Path, written: Sequence[Extent], dirty: Collection[int], parent: Built
@@ -342,18 +354,58 @@ def _layout_place(directory: Path, disk: Disk) -> Path:
     return directory / f"layout-{disk.digest[:16]}.json"
 
 
+def _keep(built: Built) -> Built:
+    """Write what stands beside the disk."""
+    out = built.directory
+    if built.layout is not None:
+        _layout_place(out, built.disk).write_bytes(built.layout.dump())
+    (out / _PARENT).unlink(missing_ok=True)
+    if built.parent is not None:
+        (out / _PARENT).write_bytes(built.parent.dump())
+    facts = {
+        "version": _VERSION,
+        "line": built.line,
+        "disk": built.disk.digest,
+        "closure": None if built.closure is None else str(built.closure),
+    }
+    (out / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return built
+
+
 def load(directory: Path) -> Built:
     """Read what was built into a directory.
 
     Raises:
         NotFoundError: there is no image.
-        DamagedError: its description is damaged.
+        DamagedError: its description is damaged, or of another disk.
     """
     disk = read_disk(directory / _RAW)
-    place = _layout_place(directory, disk)
+    place = directory / _FACTS
     try:
-        with place.open("rb") as file:
-            data = file.read(_LIMIT_BYTES + 1)
+        facts = json.loads(place.read_bytes())
+        line, digest, closure = facts["line"], facts["disk"], facts["closure"]
+        system = None if closure is None else StorePath.parse(closure)
+    except FileNotFoundError as error:
+        raise NotFoundError("there is no image", place=directory) from error
+    except (ValueError, KeyError, TypeError, CalveError) as error:
+        raise DamagedError("the image's description is damaged", place=place) from error
+    if digest != disk.digest or not isinstance(line, str):
+        raise DamagedError("the image's description is that of another disk", place=place)
+    layout = _read(_layout_place(directory, disk))
+    upon = _read(directory / _PARENT)
+    return Built(
+        directory,
+        disk,
+        line,
+        system,
+        None if layout is None else Layout.parse(layout, str(_layout_place(directory, disk))),
+        None if upon is None or disk.parent is None else Disk.parse(upon, directory / _PARENT),
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return Built(directory, disk)
-    return Built(directory, disk, Layout.parse(data, str(place)))
+        return None

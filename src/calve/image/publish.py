@@ -1,0 +1,237 @@
+"""An image that was built becomes an AMI: written onto its parent's snapshot, read back, registered; in one region.
+
+Each step finds what an earlier run did: the snapshot by the plan's token, the image by its name, which follows from
+what the disk holds. So whatever is run again, after whatever, ends with the same image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from calve.aws.ebs import BLOCK_BYTES, EbsDirect, Listed
+from calve.aws.images import Ami, Images
+from calve.clock import SYSTEM, Clock
+from calve.disk.disk import Disk
+from calve.disk.inspect.report import Expected, Inspection
+from calve.disk.inspect.report import inspect as inspect_disk
+from calve.disk.inspect.source import BlockSource
+from calve.errors import ConflictError, NotFoundError, UsageError, VerificationError
+from calve.image import ami
+from calve.image.build import Built
+from calve.image.plan import BlockPlan, Parent, plan
+from calve.image.upload import Snapshot, Upload
+from calve.image.verify import Verified, verify
+from calve.nix.hashes import Hash
+from calve.nix.storepath import StorePath
+from calve.progress import Note, Progress, silent
+from calve.tasks import Cancel
+from calve.transport import retry
+
+__all__ = ["Published", "Publisher", "architecture"]
+
+_EC2_ARCH: Final = {"x86_64": "x86_64", "aarch64": "arm64"}
+
+
+def architecture(disk: Disk) -> str:
+    """Return EC2's name of a disk's processor."""
+    return _EC2_ARCH[disk.arch.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What came of it.
+
+    Attributes:
+        region: where.
+        image: id of the AMI.
+        name: its name.
+        snapshot: what was written.
+        blocks: that were planned.
+        verified: what was read back.
+    """
+
+    region: str
+    image: str
+    name: str
+    snapshot: Snapshot
+    blocks: int
+    verified: Verified
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Works in one region.
+
+    Attributes:
+        region: its name.
+        ebs: EBS direct there.
+        images: EC2 there.
+        progress: told of steps.
+        cancel: ends it.
+        clock: for waits.
+    """
+
+    region: str
+    ebs: EbsDirect
+    images: Images
+    progress: Progress = silent
+    cancel: Cancel = field(default_factory=Cancel)
+    clock: Clock = SYSTEM
+
+    def publish(
+        self,
+        built: Built,
+        *,
+        revision: str = "",
+        deep: bool = False,
+        closure: Mapping[StorePath, Hash] | None = None,
+    ) -> Published:
+        """Write, verify and register.
+
+        Args:
+            built: the image.
+            revision: of the configuration that it was built from, for its tags.
+            deep: read every block back, and what the disk is made of.
+            closure: with `deep`, the store paths that it must have, with their NARs' hashes.
+
+        Raises:
+            VerificationError: the snapshot is not what was planned; it is not registered.
+            CalveError: of the services.
+        """
+        planned = self.plan(built)
+        snapshot = self.upload(built, planned, revision=revision)
+        verified = self.verify(built.disk, planned, snapshot.id, deep=deep)
+        verified.check(snapshot.id)
+        if deep:
+            _check(self.inspect(built.disk, snapshot.id, closure or {}), snapshot.id)
+        image = self.register(built, planned, snapshot.id, revision=revision)
+        name = ami.image_name(built.line, built.disk)
+        return Published(self.region, image, name, snapshot, len(planned.blocks), verified)
+
+    def plan(self, built: Built) -> BlockPlan:
+        """Decide what to write: an overlay goes onto the snapshot of its parent in this region.
+
+        Raises:
+            NotFoundError: the parent has no snapshot here.
+        """
+        if built.disk.parent is None:
+            return plan(built.disk)
+        if built.parent is None:
+            raise UsageError(
+                "it is an overlay, and its parent's description is gone", place=built.directory
+            )
+        return plan(built.disk, Parent(self.snapshot_of(built.disk.parent), built.parent))
+
+    def snapshot_of(self, digest: str) -> str:
+        """Find the completed snapshot of a disk in this region.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found = self._holding(ami.DISK, digest)
+        if not found:
+            raise NotFoundError(
+                f"no snapshot in {self.region} holds the disk {digest[:12]}",
+                hint="upload the parent there first, or build the image with --full",
+            )
+        return found[0]
+
+    def _holding(self, tag: str, value: str) -> list[str]:
+        """Return the completed snapshots with a tag, the oldest first."""
+        rows = self.images.snapshots(tag)
+        found = [row for row in rows if row.tags.get(tag) == value and row.state == "completed"]
+        return [row.id for row in sorted(found, key=lambda row: (row.started, row.id))]
+
+    def upload(self, built: Built, planned: BlockPlan, *, revision: str = "") -> Snapshot:
+        """Write the snapshot, or finish what an earlier run began; one that holds this very plan is taken as it is."""
+        done = self._holding(ami.PLAN, planned.digest)
+        if done:
+            return Snapshot(done[0], len(planned.blocks), 0)
+        return Upload(
+            self.ebs,
+            self.images,
+            self.region,
+            built.raw,
+            planned,
+            self._tags(built, planned, revision),
+            ami.image_name(built.line, built.disk),
+            progress=self.progress,
+            cancel=self.cancel,
+            clock=self.clock,
+        ).run()
+
+    def verify(
+        self, disk: Disk, planned: BlockPlan, snapshot: str, *, deep: bool = False
+    ) -> Verified:
+        """Read a snapshot back, block by block."""
+        self.progress(Note(f"verifying {snapshot}"))
+        return verify(
+            self.ebs,
+            snapshot,
+            planned,
+            disk,
+            deep=deep,
+            progress=self.progress,
+            cancel=self.cancel,
+        )
+
+    def inspect(self, disk: Disk, snapshot: str, closure: Mapping[StorePath, Hash]) -> Inspection:
+        """Read a snapshot as firmware, kernel and Nix would: by a reader that shares no code with the writers."""
+        blocks: dict[int, Listed] = {one.index: one for one in self.ebs.blocks(snapshot)}
+
+        def fetch(index: int) -> bytes:
+            found = blocks.get(index)
+            if found is None:
+                return bytes(BLOCK_BYTES)
+            return retry.retry(lambda: self.ebs.get(snapshot, found), cancel=self.cancel)
+
+        expected = Expected(closure=dict(closure)) if closure else None
+        return inspect_disk(BlockSource(disk.size_bytes, fetch), expected)
+
+    def register(
+        self, built: Built, planned: BlockPlan, snapshot: str, *, revision: str = ""
+    ) -> str:
+        """Register the image, unless it is; return its id.
+
+        Raises:
+            ConflictError: another image has its name.
+        """
+        name = ami.image_name(built.line, built.disk)
+        found = self._registered(name)
+        if found is None:
+            try:
+                return self.images.register(
+                    name,
+                    snapshot=snapshot,
+                    architecture=architecture(built.disk),
+                    size_gib=planned.size_gib,
+                    description=f"Calve: {built.closure or built.line}",
+                    tags=self._tags(built, planned, revision),
+                )
+            except ConflictError:
+                found = self._registered(name)  # somebody else was first, with the same
+                if found is None:
+                    raise
+        if found.tags.get(ami.DISK) != built.disk.digest:
+            raise ConflictError(f"{found.id} has the name {name}, and holds something else")
+        return found.id
+
+    def _registered(self, name: str) -> Ami | None:
+        return next(iter(self.images.images(name=name)), None)
+
+    def _tags(self, built: Built, planned: BlockPlan, revision: str) -> dict[str, str]:
+        closure = "" if built.closure is None else str(built.closure)
+        return ami.tags(built.line, built.disk, planned, closure=closure, revision=revision)
+
+
+def _check(found: Inspection, snapshot: str) -> None:
+    """Raise VerificationError, which names the first finding, where there is one."""
+    if found.findings:
+        first = found.findings[0]
+        raise VerificationError(
+            f"{first.check}: {first.place}: {first.message}",
+            place=snapshot,
+            hint="delete the snapshot, and build the image again with --full",
+        )
