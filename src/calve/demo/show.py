@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from calve.aws.autoscaling import AutoScaling, Hook, Preferences
+from calve.aws.ebs import EbsDirect
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
+from calve.aws.images import Images
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
@@ -23,15 +25,18 @@ from calve.demo.load import Load, Tally
 from calve.demo.report import Report
 from calve.demo.watch import Told, Watcher
 from calve.demo.workshop import Workshop
-from calve.demo.world import BUCKET, COMMAND_LINE, REGION, World
+from calve.demo.world import BUCKET, REGION, World
+from calve.disk.arch import X86_64
 from calve.errors import CalveError, DeadlineError, UsageError
 from calve.fleet import release as releases
 from calve.fleet.config import Config, Fleet, Health, parse
 from calve.fleet.release import Release
+from calve.image.build import Base, start_of
+from calve.image.publish import Publisher
+from calve.image.source import StoreSource
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress
-from calve.region.qemu import MachineImage
 from calve.tasks import Cancel, Group
 from calve.transport.http import Client
 from calve.ui.text import mb
@@ -41,10 +46,7 @@ __all__ = ["Play", "fleet_file", "show"]
 HOOK: Final = Hook("calve-launch")
 """Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
 
-_BASE: Final = "ami-0ca1fe00000000001"
-_SEEDED: Final = "ami-0ca1fe00000000002"
 _SIZE: Final = 2
-_DISK_BYTES: Final = 2 << 30
 _BOOT_S: Final = 300.0
 _ROLL_S: Final = 600.0
 _POLL_S: Final = 0.5
@@ -115,7 +117,9 @@ def show(play: Play) -> Report:
         client = Client(context=None, cancel=play.cancel)
         owner.callback(client.close)
         cache = open_objects(world.operator_cache, client, world.operator_credentials)
-        fleet = _Fleet(play, workshop, world, store, cache, initrd)
+        fleet = _Fleet(
+            play, workshop, world, store, cache, _Images(play, world, client, work, initrd)
+        )
         watcher = Watcher(world.machines, play.told, play.clock)
         with _watching(watcher, play.cancel):
             tally = fleet.play(systems[0], systems[1])
@@ -144,14 +148,14 @@ class _Fleet:
         world: World,
         store: LocalStore,
         cache: Objects,
-        initrd: Path,
+        images: _Images,
     ) -> None:
         self._play = play
         self._workshop = workshop
         self._world = world
         self._store = store
         self._cache = cache
-        self._initrd = initrd
+        self._images = images
         self._ec2 = Ec2(world.session)
         self._scaling = AutoScaling(world.session)
         self._elb = Elb(world.session)
@@ -159,15 +163,14 @@ class _Fleet:
 
     def play(self, first: StorePath, second: StorePath) -> Tally:
         """Bring up release 1, roll to release 2 under load; return what clients saw."""
+        base = self._images.publish("base", self._store, first)
+        seeded = self._images.publish("base-seeded", self._store, first, seeds=(first,))
         one = self._release(first)
-        disk = self._workshop.seeded_disk(_DISK_BYTES, self._cache, first, one.manifest)
-        self._add_image(_BASE, "base", self._workshop.disk(_DISK_BYTES))
-        self._add_image(_SEEDED, "base, seeded with release 1", disk)
-        group, template = self._launch(one)
+        group, template = self._launch(one, base)
         self._until("the first machines answer", _BOOT_S, lambda: self._healthy(group, _SIZE))
         with Load(self._world.balancer.address, parent=self._play.cancel) as load:
             two = self._release(second)
-            self._roll(template, two)
+            self._roll(template, two, seeded)
             return load.tally()
 
     def _release(self, system: StorePath) -> Release:
@@ -196,12 +199,6 @@ class _Fleet:
         )
         return release
 
-    def _add_image(self, image_id: str, name: str, disk: Path) -> None:
-        kernel = self._workshop.kernel().image
-        self._world.add_image(
-            image_id, name, MachineImage(kernel, self._initrd, COMMAND_LINE, disk)
-        )
-
     def _user_data(self, release: Release) -> bytes:
         fleet, world = self._play.fleet, self._world
         data = release.user_data(
@@ -217,7 +214,7 @@ class _Fleet:
         """Say whether a launch hook waits for a machine's own word: the tiny system has nothing that would give it."""
         return self._play.system != "tiny"
 
-    def _launch(self, release: Release) -> tuple[str, str]:
+    def _launch(self, release: Release, image: str) -> tuple[str, str]:
         """Create the group; return the target group's ARN and the launch template's id."""
         fleet = self._play.fleet
         self._play.say(f"starting {_SIZE} machines on release {release.number}")
@@ -226,7 +223,7 @@ class _Fleet:
         )
         template = self._ec2.create_template(
             fleet.name,
-            image_id=_BASE,
+            image_id=image,
             instance_type="t3.nano",
             user_data=self._user_data(release),
             description=f"release {release.number}",
@@ -243,7 +240,7 @@ class _Fleet:
         )
         return target.arn, template.id
 
-    def _roll(self, template: str, release: Release) -> None:
+    def _roll(self, template: str, release: Release, image: str) -> None:
         """Replace all machines by such of a release; return when the last old one is gone."""
         self._play.say(f"rolling to release {release.number}: new machines before old ones")
         version = self._ec2.create_version(
@@ -251,7 +248,7 @@ class _Fleet:
             source=1,
             description=f"release {release.number}",
             user_data=self._user_data(release),
-            image_id=_SEEDED,
+            image_id=image,
         )
         rules = self._play.fleet.rollout
         refresh = self._scaling.start_refresh(
@@ -293,6 +290,36 @@ class _Fleet:
                     f"waited {within_s:.0f} s until {what}; last on the consoles: {last}"
                 )
             self._play.cancel.wait(_POLL_S)
+
+
+class _Images:
+    """Builds images and makes AMIs of them: what machines boot, by UEFI, from their snapshots."""
+
+    def __init__(self, play: Play, world: World, client: Client, work: Path, initrd: Path) -> None:
+        self._play = play
+        self._work = work
+        self._initrd = initrd
+        ebs = EbsDirect(client, REGION, world.operator_credentials, endpoint=world.operator_api)
+        self._publisher = Publisher(
+            REGION, ebs, Images(world.session), play.progress, play.cancel, play.clock
+        )
+
+    def publish(
+        self, line: str, store: LocalStore, system: StorePath, seeds: tuple[StorePath, ...] = ()
+    ) -> str:
+        """Build a base image with a system's kernel, write and verify its snapshot, register it; return its id."""
+        play = self._play
+        source = StoreSource(store, cancel=play.cancel)
+        out = self._work / line
+        out.mkdir()
+        start = start_of(source, system, out, initrd=self._initrd)
+        built = Base(line, X86_64, start, source, seeds).build(out, cancel=play.cancel)
+        published = self._publisher.publish(built, deep=True)
+        count = published.snapshot.requests
+        play.say(
+            f"image {line}: {published.image}, {count} blocks in {published.snapshot.id}, all read back"
+        )
+        return published.image
 
 
 def _checks(health: Health) -> contract.Health:

@@ -9,9 +9,11 @@ from typing import Final
 
 from calve.aws.autoscaling import AutoScaling
 from calve.contract import evidence
+from calve.disk.arch import X86_64
+from calve.disk.uki import find_stub
 from calve.errors import CalveError, DamagedError, NotFoundError
 from calve.process import which
-from calve.region.qemu import QemuMachines
+from calve.region.qemu import QemuMachines, ovmf
 from calve.ui.text import sanitize
 
 __all__ = ["PROGRAMS", "check_group", "check_machines", "check_programs", "consoles", "throwaway"]
@@ -24,6 +26,8 @@ PROGRAMS: Final = {
     "debugfs": "e2fsprogs",
     "qemu-system-x86_64": "qemu-system-x86",
     "haproxy": "haproxy",
+    "mcopy": "mtools",
+    "mkfs.vfat": "dosfstools",
 }
 """What the show runs, and the Debian packages that have it."""
 
@@ -36,6 +40,11 @@ def check_programs() -> None:
             which(name, package=package)
         except NotFoundError:
             lacking[name] = package
+    for find, package in ((ovmf, "ovmf"), (lambda: find_stub(X86_64), "systemd-boot-efi")):
+        try:
+            find()
+        except NotFoundError:
+            lacking[package] = package
     if lacking:
         raise NotFoundError(
             f"not installed: {', '.join(lacking)}",

@@ -15,9 +15,6 @@ from pathlib import Path
 
 import calve
 from calve.boot.policy import Policy
-from calve.boot.store import BootStore
-from calve.cache import pull
-from calve.cache.objects import Objects
 from calve.contract.abi import Abi
 from calve.demo import kept
 from calve.demo.kernel import META_PACKAGE, OTHER_META_PACKAGE, Kernel, kernel
@@ -30,10 +27,9 @@ from calve.demo.webserver import build_webserver
 from calve.disk import ext4, initrd, payload
 from calve.disk.initrd_systemd import SystemdInitrd
 from calve.errors import CalveError
-from calve.nix.signing import Keyring, SecretKey
+from calve.nix.signing import SecretKey
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
-from calve.nix.tree import remove_tree
 from calve.process import which
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
@@ -62,7 +58,7 @@ _HALF_MADE = (
 )
 
 
-_KEPT = {"images/initrd-*.img": 6, "images/root-*-*.raw": 2, "root/root-*": 2}
+_KEPT = {"images/initrd-*.img": 6, "root/root-*": 2}
 """How many of the parts that change with a source or a package stay; older ones are made again when wanted."""
 
 
@@ -214,44 +210,6 @@ class Workshop:
             if not _has_size(path, size_bytes):
                 self._make_disk(path, size_bytes, None)
         return path
-
-    def seeded_disk(
-        self, size_bytes: int, cache: Objects, system: StorePath, manifest: str
-    ) -> Path:
-        """Return a root disk that holds a release's closure already, as a base image in a cloud does.
-
-        Args:
-            size_bytes: of the file system.
-            cache: has the closure.
-            system: the release's toplevel.
-            manifest: its digest.
-        """
-        path = self.directory / "images" / f"root-{size_bytes >> 20}m-{system.digest}.raw"
-        with self._turn:
-            if not _has_size(path, size_bytes):
-                self.progress(Note("making a root disk that is seeded with release 1"))
-                self._seed(path, size_bytes, cache, system, manifest)
-        return path
-
-    def _seed(
-        self, path: Path, size_bytes: int, cache: Objects, system: StorePath, manifest: str
-    ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        name = f".tree-{system.digest}"
-        try:
-            remove_tree(folder, name)
-            tree = path.parent / name
-            tree.mkdir(mode=0o755)
-            with BootStore(tree) as sink:
-                keyring = Keyring((self.key().public,))
-                plan = pull.plan([cache], [system], sink, keyring, manifest=manifest)
-                pull.pull(plan, sink, cancel=self.cancel)
-                sink.register()
-            self._make_disk(path, size_bytes, tree)
-        finally:
-            remove_tree(folder, name)
-            os.close(folder)
 
     def _make_disk(self, path: Path, size_bytes: int, tree: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

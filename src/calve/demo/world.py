@@ -1,4 +1,4 @@
-"""The simulated region as the show needs it: S3, metadata, EC2, Auto Scaling, a load balancer, real machines.
+"""The simulated region as the show needs it: S3, metadata, EC2, EBS, Auto Scaling, a load balancer, real machines.
 
 Also how each side reaches it: machines see S3 and the other services at link-local addresses that QEMU forwards, the
 operator at ports of 127.0.0.1; they are the same services.
@@ -17,14 +17,18 @@ from calve.aws.session import Session
 from calve.clock import SYSTEM, Clock
 from calve.region.access import Access
 from calve.region.balancer import HaProxy
+from calve.region.blocks import Snapshots
 from calve.region.cloud import Cloud
+from calve.region.ebs import EbsService
 from calve.region.imds import Imds, Instance
 from calve.region.machine import Launch
+from calve.region.message import Request, Response
 from calve.region.names import ACCOUNT
 from calve.region.objects import ObjectService
 from calve.region.qemu import Forward, MachineImage, QemuMachines
 from calve.region.server import Server
 from calve.region.signature import Allow, Key, Principals
+from calve.region.storage import Storage
 from calve.transport.credentials import Credentials, Static
 
 __all__ = ["BUCKET", "COMMAND_LINE", "REGION", "S3_DOMAIN", "World"]
@@ -73,18 +77,30 @@ class World:
         )
         self.objects.add_bucket(BUCKET)
         self.s3 = Server(self.objects.handle, name="s3")
-        self.machines = QemuMachines(directory / "machines", self._metadata)
+        snapshots = Snapshots(directory / "ebs", region=REGION, clock=clock)
+        self.ebs = EbsService(snapshots, self.principals, clock=clock)
+        self.storage = Storage(REGION, snapshots, objects=self.objects)
+        self.machines = QemuMachines(
+            directory / "machines", self._metadata, volumes=self.storage.volume
+        )
         # A target group is checked every 5 s at the least on AWS, which is long for a show.
         self.balancer = HaProxy(check_interval_s=1.0, directory=directory)
         access = Access(self.principals, region=REGION, clock=clock)
-        self.cloud = Cloud(self.machines, self.balancer, region=REGION, authenticate=access.check)
-        self._api = Server(self.cloud.handle, name="aws")
+        self.cloud = Cloud(
+            self.machines,
+            self.balancer,
+            region=REGION,
+            authenticate=access.check,
+            storage=self.storage,
+        )
+        self._api = Server(self._answer, name="aws")
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.enter_context(self.s3)
             undo.callback(self.machines.close)
             undo.enter_context(self.balancer)
+            undo.enter_context(self.storage)
             undo.enter_context(self.cloud)
             undo.enter_context(self._api)
             self.machines.forwards = (
@@ -102,6 +118,12 @@ class World:
     ) -> None:
         self._owner.close()
 
+    def _answer(self, request: Request) -> Response:
+        """Answer for all services but S3: EBS direct has paths, the others have actions."""
+        if request.path.startswith("/snapshots"):
+            return self.ebs.handle(request)
+        return self.cloud.handle(request)
+
     def add_image(self, image_id: str, name: str, image: MachineImage) -> None:
         """Let instances be launched from an image."""
         self.machines.images[image_id] = image
@@ -113,6 +135,11 @@ class World:
         return Session(
             region=REGION, endpoint=self._api.url, credentials=self.operator_credentials.value
         )
+
+    @property
+    def operator_api(self) -> str:
+        """Return the URL of all services but S3 for the operator."""
+        return self._api.url
 
     @property
     def operator_cache(self) -> str:

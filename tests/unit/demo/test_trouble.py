@@ -29,8 +29,9 @@ def test_all_missing_programs_are_told_at_once(monkeypatch):
     with pytest.raises(NotFoundError) as told:
         trouble.check_programs()
     assert told.value.exit_code == 5
-    assert told.value.message == "not installed: mke2fs, debugfs, qemu-system-x86_64"
-    assert told.value.hint == "apt-get install e2fsprogs qemu-system-x86"
+    lacking = "mke2fs, debugfs, qemu-system-x86_64, mcopy, mkfs.vfat"
+    assert told.value.message == f"not installed: {lacking}"
+    assert told.value.hint == "apt-get install e2fsprogs qemu-system-x86 mtools dosfstools"
 
 
 @pytest.mark.parametrize(
