@@ -106,6 +106,7 @@ class Process:
 
     Args:
         argv: program and arguments; no shell.
+        stdin: a descriptor for its input, None for none.
         stdout: a file or descriptor for its output, "pipe" for `self.stdout`, None to drop it.
         stderr: likewise; "stdout" joins the two.
         pass_fds: descriptors that it inherits.
@@ -117,6 +118,7 @@ class Process:
         self,
         argv: Sequence[str | Path],
         *,
+        stdin: int | None = None,
         stdout: IO[bytes] | int | str | None = None,
         stderr: IO[bytes] | int | str | None = None,
         pass_fds: Sequence[int] = (),
@@ -127,7 +129,7 @@ class Process:
         drop = unprivileged and os.geteuid() == 0
         self._child = subprocess.Popen(
             [str(arg) for arg in argv],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=_stream(stdout),
             stderr=_stream(stderr),
             pass_fds=tuple(pass_fds),

@@ -21,6 +21,17 @@ def test_input_reaches_it_and_output_comes_back():
     assert run(["cat"], stdin=b"x" * 100_000).stdout == b"x" * 100_000
 
 
+def test_a_process_reads_what_it_is_told():
+    read, write = os.pipe()
+    try:
+        with Process(["cat"], stdin=read, stdout="pipe") as child:
+            os.write(write, b"one\n")
+            assert child.stdout.readline() == b"one\n"
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 def test_a_missing_program_names_its_package():
     with pytest.raises(NotFoundError) as caught:
         which("no-such-program", package="some-package")

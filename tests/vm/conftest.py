@@ -33,6 +33,11 @@ class Boot:
     name: str
 
     @property
+    def disk(self):
+        """Return its disk, which stays when it has ended."""
+        return self.rig.disk_of(self.name)
+
+    @property
     def console(self):
         return self.rig.world.machines.console(self.name).decode("utf-8", "replace")
 
@@ -44,6 +49,15 @@ class Boot:
         found = [event.fields for event in self.events if event.kind == kind]
         assert found, self.console[-3000:]
         return found[-1]
+
+    def told(self, kind, within_s=200):
+        """Wait for evidence of a kind; return the last's fields."""
+        end = time.monotonic() + within_s
+        while kind not in [event.kind for event in self.events]:
+            assert self.rig.world.machines.running(self.name), self.console[-3000:]
+            assert time.monotonic() < end, self.console[-3000:]
+            time.sleep(0.2)
+        return self.event(kind)
 
     def get(self, path="/", within_s=150):
         """Return the first answer's status and body."""
@@ -99,6 +113,14 @@ class Rig:
                 self.manifests[path] = pushed.manifests[path]
         return path
 
+    def seeded_disk(self):
+        """Return a disk that has the webserver's first release already."""
+        path = self.release("webserver", 1)
+        return self.workshop.seeded_disk(DISK_BYTES, self.cache, path, self.manifests[path])
+
+    def disk_of(self, name):
+        return self.world.machines._directory / name / "disk.raw"
+
     def user_data(self, path, **changes):
         data = UserData(
             system=str(path),
@@ -110,10 +132,19 @@ class Rig:
         )
         return dataclasses.replace(data, **changes).dump()
 
-    def image(self, *, disk=None, command_line="", hold_s=1, ca_file=None, systemd=False):
+    def image(
+        self,
+        *,
+        disk=None,
+        command_line="",
+        hold_s=1,
+        ca_file=None,
+        systemd=False,
+        debug=False,
+    ):
         return MachineImage(
             self.workshop.kernel().image,
-            self.workshop.initrd(hold_s=hold_s, ca_file=ca_file, systemd=systemd),
+            self.workshop.initrd(hold_s=hold_s, ca_file=ca_file, systemd=systemd, debug=debug),
             f"{COMMAND_LINE} {command_line}",
             disk or self.workshop.disk(DISK_BYTES),
         )
@@ -138,7 +169,7 @@ def workshop():
 @pytest.fixture(scope="session")
 def rig(workshop, tmp_path_factory):
     # Sockets of QEMU and HAProxy have short names only; pytest's own folder is long.
-    with World(tmp_path_factory.mktemp("world")) as world:
+    with World(tmp_path_factory.mktemp("world"), group="web*") as world:
         client = Client(context=None, cancel=None)
         yield Rig(workshop, world, client)
         client.close()

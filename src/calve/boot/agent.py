@@ -58,6 +58,7 @@ _PATIENCE_S: Final = 30.0
 _NO_NETWORK: Final = "no-network"
 _REASON_CHARS: Final = 300
 _AGAIN: Final = Retries(attempts=None, base_s=1.0, cap_s=5.0)
+_PATIENT: Final = Retries(attempts=None)  # to the deadline of an object, and of the whole boot
 # Measured (VmHWM): the interpreter and a plan of 3,000 paths; a decoder's window at zstd's level 19; a connection's
 # buffers. The first two bound what a cache can make us take, whatever it was compressed with.
 _MB_FIXED: Final = 26
@@ -200,7 +201,9 @@ class Agent:
                 self._degrade(system, Code.UNHEALTHY, f"{wanted.system} was not healthy here")
             store = owner.enter_context(BootStore(self._policy.root))
             if not store.whole(system):
-                client = Client(context=tls_context(self._policy.ca_file), cancel=cancel)
+                client = Client(
+                    context=tls_context(self._policy.ca_file), cancel=cancel, retries=_PATIENT
+                )
                 owner.callback(client.close)
                 role = imds.Role(service)
                 caches = [_cache(url, client, role) for url in wanted.caches]

@@ -107,6 +107,7 @@ class Remote:
                     limit=limit,
                     read_s=read_s,
                 ),
+                self._client.retries,
                 cancel=self._client.cancel,
                 clock=self._client.clock,
             )
@@ -169,6 +170,7 @@ class Remote:
                 signer=self._signer,
                 offset_bytes=start,
                 end_bytes=end,
+                policy=self._client.retries,
                 clock=self._client.clock,
             ),
         )

@@ -111,6 +111,7 @@ class Forward:
 class _Machine:
     process: Process
     port: int
+    keyboard: int
     owner: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
@@ -202,6 +203,9 @@ class QemuMachines:
             out = files.enter_context(console.open("wb"))
             messages = files.enter_context((folder / "qemu.log").open("wb"))
             forwards = [Forward(METADATA, 80, metadata.port), *self.forwards]
+            read, keyboard = os.pipe()
+            files.callback(os.close, read)
+            undo.callback(os.close, keyboard)
             net = ",".join(forward.option(self._busybox) for forward in forwards)
             argv: list[str | Path] = [
                 self._qemu,
@@ -216,6 +220,7 @@ class QemuMachines:
             ]
             process = Process(
                 argv,
+                stdin=read,
                 stdout=out,
                 stderr=messages,
                 pass_fds=[theirs.fileno(), *descriptors],
@@ -228,7 +233,7 @@ class QemuMachines:
         except (OSError, ValueError, KeyError) as error:
             text = (folder / "qemu.log").read_text("utf-8", "replace").strip()
             raise CalveError(f"QEMU did not start: {text or error}", place=folder) from error
-        return _Machine(process, port)
+        return _Machine(process, port, keyboard)
 
     def instances(self) -> list[str]:
         """Return those that were launched and not terminated, in the order of their launch."""
@@ -263,6 +268,13 @@ class QemuMachines:
             return (self._directory / instance_id / "console.log").read_bytes()
         except FileNotFoundError:
             return b""
+
+    def type(self, instance_id: str, keys: bytes) -> None:
+        """Type on the serial console, as EC2's serial console does; nothing happens where the machine has ended."""
+        machine = self._machines.get(instance_id)
+        if machine is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(machine.keyboard, keys)
 
     def kill(self, instance_id: str) -> None:
         """End the machine as a crash of its host would: kill -9."""

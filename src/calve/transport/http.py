@@ -18,6 +18,7 @@ from calve.errors import CalveError, NotFoundError, UsageError
 from calve.tasks import Cancel
 from calve.transport.connection import Connection, Endpoint, Target, Timing, translate
 from calve.transport.response import CHUNK_BYTES, FAILURES, Response
+from calve.transport.retry import DEFAULT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -62,6 +63,7 @@ class Client:
         clock: measures the rate.
         connect_s: for one address to answer, and for the TLS handshake.
         read_s: for the peer to take or send anything; under 1 KiB/s over so long is a stall too.
+        retries: how long whoever sends by it tries again; it tries nothing again itself.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Client:
         clock: Clock = SYSTEM,
         connect_s: float = 5.0,
         read_s: float = 10.0,
+        retries: Policy = DEFAULT,
     ) -> None:
+        self.retries = retries
         self.cancel = Cancel() if cancel is None else cancel
         self.clock = clock
         self._context = context

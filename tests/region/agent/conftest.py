@@ -16,7 +16,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +29,7 @@ from calve.boot.policy import Policy
 from calve.cache.objects import open_objects
 from calve.cache.push import push
 from calve.contract import evidence
+from calve.contract.abi import Abi, Bootspec, Wanted
 from calve.contract.health import Health
 from calve.contract.userdata import UserData
 from calve.nix import nar, narwriter, staging
@@ -69,6 +72,36 @@ finally:
     print("events", seen, flush=True)
 sys.exit(code)
 """
+
+
+def started(module: str, hasty: str) -> list[str]:
+    """Return Python's arguments for a module, behind other Python where there is some."""
+    if not hasty:
+        return ["-m", module]
+    return ["-c", f"import sys, {module} as program\n{hasty}\nsys.exit(program.main(sys.argv[1:]))"]
+
+
+@contextlib.contextmanager
+def serve(status=200, after=0):
+    """A web server that answers so, from the request after `after` on; 503 before."""
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(status if len(seen) > after else 503)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1], seen
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @dataclasses.dataclass
@@ -194,8 +227,18 @@ class Cloud:
             self._staged.append(info)
         return info
 
-    def release(self, number: int, *, init: bool = True, key: SecretKey | None = None) -> Release:
-        """Make a system of six paths, one of them the release's own beside the toplevel, and push it."""
+    def release(
+        self,
+        number: int,
+        *,
+        init: bool = True,
+        key: SecretKey | None = None,
+        health_units: tuple[str, ...] = (),
+    ) -> Release:
+        """Make a system of six paths, one of them the release's own beside the toplevel, and push it.
+
+        With `health_units` it has a boot.json that names them.
+        """
         rng = random.Random(1)
         lib = self.add("lib", {"lib/lib.so": rng.randbytes(200_000), "lib/empty": b""})
         app = self.add("app", {"bin/app": rng.randbytes(700_000)}, [lib, "self"])
@@ -214,6 +257,11 @@ class Cloud:
         }
         if init:
             files["init"] = b"#!/bin/sh\nexec %s/bin/app\n" % str(app.path).encode()
+        if health_units:
+            place = f"{kernel.path}/bzImage"
+            offers = Abi("0", kernel_release=os.uname().release, health_units=health_units)
+            spec = Bootspec(place, place, ("quiet",), "/init", "/x", "x")
+            files["boot.json"] = Wanted(spec, offers).dump()
         system = self.add(
             f"system-{number}" + ("" if init else "-no-init"), files, [app, text, kernel, www]
         )
@@ -258,8 +306,9 @@ class Cloud:
 class Machine:
     """A root directory, a metadata service, and the agent run as a process."""
 
-    def __init__(self, cloud: Cloud, directory: Path) -> None:
+    def __init__(self, cloud: Cloud, directory: Path, name: str = "i-1") -> None:
         self.cloud = cloud
+        self.name = name
         self.root = directory / "root"
         self.root.mkdir(parents=True)
         self.directory = directory
@@ -268,7 +317,7 @@ class Machine:
         self.session = self.new_session()
         self.imds = Imds(
             Instance(
-                "i-1",
+                name,
                 REGION,
                 f"{REGION}a",
                 "10.0.2.15",
@@ -286,7 +335,7 @@ class Machine:
 
     def new_session(self):
         expires = self.cloud.clock.now() + dt.timedelta(hours=6)
-        return self.cloud.principals.add_session("machine", "i-1", expires)
+        return self.cloud.principals.add_session("machine", self.name, expires)
 
     def wants(self, release: Release, **changes) -> None:
         """Set user data."""
@@ -326,9 +375,11 @@ class Machine:
         line.write_text(f"console=ttyS0 root=/dev/vda calve.hold=0 {self.line}\n")
         return [str(self.policy()), str(line)]
 
-    def start(self, *, driver: bool = False, batch: int = 128 << 20, events: int = 0):
-        """Start the agent."""
-        program = ["-c", DRIVER] if driver else ["-m", "calve.boot.main"]
+    def start(
+        self, *, driver: bool = False, batch: int = 128 << 20, events: int = 0, hasty: str = ""
+    ):
+        """Start the agent; `hasty` is Python that runs ahead of it, to have it wait less."""
+        program = ["-c", DRIVER] if driver else started("calve.boot.main", hasty)
         return subprocess.Popen(
             [sys.executable, "-B", *program, *self.command()],
             stdout=subprocess.PIPE,
@@ -359,7 +410,9 @@ class Machine:
             sent_now - sent,
         )
 
-    def stage_2(self, health: Health = NOTHING, *, program: Path | None = None) -> Boot:
+    def stage_2(
+        self, health: Health = NOTHING, *, program: Path | None = None, hasty: str = ""
+    ) -> Boot:
         """Run the agent's part in stage 2 to its end, as after a hand-off; `program` stands for systemctl."""
         place = self.directory / "health.json"
         place.write_bytes(health.dump_file())
@@ -368,8 +421,7 @@ class Machine:
             [
                 sys.executable,
                 "-B",
-                "-m",
-                "calve.health.main",
+                *started("calve.health.main", hasty),
                 self.directory / "run",
                 place,
                 self.root,
@@ -506,11 +558,11 @@ def one(cloud):
 
 @pytest.fixture
 def machine_in(cloud):
-    """Return a function: a directory in, a machine with an empty disk out."""
+    """Return a function: a directory (and a name) in, a machine with an empty disk out."""
     with contextlib.ExitStack() as owner:
 
-        def make(directory: Path) -> Machine:
-            machine = Machine(cloud, directory)
+        def make(directory: Path, name: str = "i-1") -> Machine:
+            machine = Machine(cloud, directory, name)
             owner.enter_context(machine.server)
             return machine
 
@@ -520,3 +572,19 @@ def machine_in(cloud):
 @pytest.fixture
 def machine(machine_in, tmp_path):
     return machine_in(tmp_path / "machine")
+
+
+@pytest.fixture
+def impatient():
+    """Return what cuts the 30 s to one for which a machine tries to tell of itself."""
+    return (
+        "import dataclasses\n"
+        "from calve.boot import uplink\n"
+        "uplink._PATIENCE = dataclasses.replace(uplink._PATIENCE, deadline_s=1.0)"
+    )
+
+
+@pytest.fixture
+def web():
+    """Return `serve`."""
+    return serve

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import os
 import re
 
+import pytest
+
 from calve.boot.store import BootStore
 from calve.nix import nar, narwriter
-from calve.region.faults import Answer, Reset, Truncate
+from calve.region.faults import Answer, Reset, Stall, Truncate
 from calve.region.message import Response
 
 PHASES = ["imds", "manifest", "pull", "commit", "switch-root"]
@@ -218,6 +221,34 @@ def test_credentials_that_end_in_mid_pull_are_renewed(cloud, one, machine):
     assert "ExpiredToken" in {call.code for call in cloud.service.calls}
     asked = [path for _, path, _ in machine.imds.calls if path.endswith("/machine")]
     assert len(asked) == 2
+    machine.check_booted(one, generation=1)
+
+
+def test_a_stall_is_gone_on_from(cloud, one, machine):
+    """The client's 10 s without a byte are cut to one."""
+    cloud.faults.add(Stall(after_bytes=100_000), path="*/nar/*", times=2)
+    machine.wants(one)
+    hasty = "import functools\nfrom calve.boot import agent\nagent.Client = functools.partial(agent.Client, read_s=1.0)"
+    assert machine.boot(hasty=hasty).ready["paths"] == 6
+    assert cloud.faults.injected == 2
+    machine.check_booted(one, generation=1)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_is_corrected_once(cloud, one, machine, hours):
+    machine.wants(one)
+    cloud.clock.shift = dt.timedelta(hours=hours)
+    assert machine.boot().ready["paths"] == 6
+    codes = [call.code for call in cloud.service.calls]
+    assert codes.count("RequestTimeTooSkewed") == 1
+    machine.check_booted(one, generation=1)
+
+
+def test_credentials_that_come_late_are_waited_for(one, machine):
+    machine.wants(one)
+    machine.faults.add(Answer(Response(404)), path="*/iam/security-credentials/*", times=4)
+    assert machine.boot().ready["paths"] == 6
+    assert machine.faults.injected == 4
     machine.check_booted(one, generation=1)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -33,29 +30,6 @@ def served_machine(cloud, one, machine):
     assert machine.boot().code == 0
     assert machine.stage_2().code == 0
     return machine
-
-
-@contextlib.contextmanager
-def web(status=200, after=0):
-    """A web server that answers so, from the request after `after` on; 503 before."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            seen.append(self.path)
-            self.send_response(status if len(seen) > after else 503)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server.server_address[1], seen
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 # Reports
@@ -127,7 +101,7 @@ def test_a_login_needs_the_image_s_word_and_the_command_line_s(
 # Health
 
 
-def test_healthy(cloud, one, machine):
+def test_healthy(cloud, one, machine, web):
     machine.wants(one, reports=machine.reports, health=Health(within_s=20))
     assert machine.boot().code == 0
     with web(after=2) as (port, seen):
@@ -143,7 +117,7 @@ def test_healthy(cloud, one, machine):
     assert "ready" in kinds
 
 
-def test_both_user_data_and_closure_have_a_say(cloud, one, machine):
+def test_both_user_data_and_closure_have_a_say(cloud, one, machine, web):
     with web(status=500) as (port, _seen):
         machine.wants(one, health=Health(http=(Http("/theirs", port),), within_s=2))
         assert machine.boot().code == 0
@@ -202,7 +176,9 @@ def test_a_damaged_health_file_is_one_line(machine, one):
 # The last good system
 
 
-def test_a_machine_that_has_served_goes_on_where_the_failure_may_pass(cloud, served_machine, one):
+def test_a_machine_that_has_served_goes_on_where_the_failure_may_pass(
+    cloud, served_machine, one, impatient
+):
     machine, two = served_machine, cloud.release(2)
     machine.wants(two, deadline_s=3, reports=machine.reports)
     cloud.faults.add(Answer(Response(503)), times=None)
@@ -214,7 +190,7 @@ def test_a_machine_that_has_served_goes_on_where_the_failure_may_pass(cloud, ser
     assert boot.ready["system"] == str(one.system)
     assert machine.profile() == str(one.system)
     # It is known to be good; what user data asks for was not confirmed.
-    done = machine.stage_2()
+    done = machine.stage_2(hasty=impatient)
     assert done.last.fields.get("as_wanted", done.events[-2].fields.get("as_wanted")) is False
     assert machine.last_good() == str(one.system)
 

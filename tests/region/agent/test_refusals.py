@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from calve.cache import manifest as manifests
 from calve.contract import evidence
 from calve.contract.codes import Code
 from calve.nix.signing import SecretKey
-from calve.region.faults import Answer, Flip
+from calve.region.faults import Answer, Flip, Lost, Reset, Stall, Trickle, Truncate
 from calve.region.message import Response
 from calve.region.signature import Allow
 from calve.transport import imds
@@ -36,10 +37,10 @@ def served(cloud, one, machine):
     return machine
 
 
-def refused(machine, code, phase, *words, staged=0):
+def refused(machine, code, phase, *words, staged=0, hasty=""):
     """Boot; the reason is told once and last, and the disk is as before or further, never wrong."""
     profile, valid = machine.profile(), machine.named()
-    boot = machine.boot()
+    boot = machine.boot(hasty=hasty)
     assert (boot.fail["code"], boot.fail["phase"]) == (code, phase), boot.stdout
     assert boot.fail["code"] in {each.value for each in Code}
     message = boot.fail["message"]
@@ -49,7 +50,10 @@ def refused(machine, code, phase, *words, staged=0):
         assert word in message, message
     assert machine.profile() == profile
     if machine.store.exists():
-        assert machine.leftovers() == []
+        # What may pass leaves what it had verified to the next boot, and nothing else.
+        left = [name for run in machine.leftovers() for name in os.listdir(machine.store / run)]
+        assert all(name.startswith(("verified.", "lock", "boot")) for name in left)
+        assert Code(code).transient or machine.leftovers() == []
     assert valid <= machine.named()
     assert len(machine.named()) - len(valid) <= staged
     return boot
@@ -377,10 +381,35 @@ def test_s3_that_does_not_answer(cloud, one, machine):
     refused(machine, "deadline", "manifest", "2 s")
 
 
-def test_s3_that_fails_for_good(cloud, one, machine):
-    cloud.faults.add(Answer(Response(503)), path="*/nar/*", times=None)
+@pytest.mark.parametrize(
+    "fault",
+    [Answer(Response(503)), Reset(1000), Truncate(1000), Stall(1000), Trickle(1000), Lost()],
+)
+def test_s3_that_fails_for_good(cloud, one, machine, fault):
+    cloud.faults.add(fault, path="*/nar/*", times=None)
     machine.wants(one, deadline_s=2)
     refused(machine, "deadline", "pull", "2 s")
+    cloud.faults.clear()
+    machine.wants(one)
+    assert machine.boot().code == 0
+    machine.check_booted(one, generation=1)
+
+
+def test_credentials_that_are_expired_when_they_come(cloud, one, machine):
+    machine.wants(one)
+    ended = dataclasses.replace(machine.session, expires=cloud.clock.now().replace(year=2020))
+    cloud.principals.add_key(ended)
+    boot = refused(machine, "cache-denied", "manifest", "expired")
+    assert boot.nars == 0
+    assert {call.code for call in cloud.service.calls if call.principal == ""} == {"ExpiredToken"}
+
+
+def test_a_machine_without_a_role(machine, one):
+    """What AWS says of a role in its first seconds, said for good: the 30 s are cut to one."""
+    machine.wants(one, deadline_s=3)
+    machine.faults.add(Answer(Response(404)), path="*/iam/security-credentials/*", times=None)
+    hasty = "from calve.transport import imds\nimds._NEW_ROLE_S = 1.0"
+    refused(machine, "cache-denied", "manifest", "has no role", hasty=hasty)
 
 
 # The metadata service
@@ -391,6 +420,14 @@ def test_a_metadata_service_that_gives_no_token(machine, one, status):
     machine.wants(one)
     machine.faults.add(Answer(Response(status)), path="*/api/token", times=None)
     refused(machine, "imds-denied", "imds")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_metadata_service_that_refuses_its_own_tokens(machine, one, status):
+    machine.wants(one)
+    machine.faults.add(Answer(Response(status)), path="*/user-data", times=None)
+    refused(machine, "imds-denied", "imds")
+    assert machine.faults.injected == {401: 2, 403: 1}[status]
 
 
 @pytest.mark.parametrize("fault", [None, Answer(Response(500))])

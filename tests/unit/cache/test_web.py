@@ -6,8 +6,11 @@ import pytest
 
 from calve.cache.objects import Listed
 from calve.cache.web import WebObjects
-from calve.errors import UsageError
+from calve.errors import TransientError, UsageError
+from calve.region.message import Request, Response
+from calve.region.server import Server
 from calve.transport.http import Client
+from calve.transport.retry import Policy
 
 
 def test_a_web_server_can_only_be_read() -> None:
@@ -26,3 +29,19 @@ def test_a_web_server_can_only_be_read() -> None:
                 call()
             assert caught.value.place == "http://127.0.0.1:9/x"
         assert cache.delete_many([]) == []
+
+
+def test_it_is_tried_again_as_long_as_the_client_says() -> None:
+    asked: list[str] = []
+
+    def handle(request: Request) -> Response:
+        asked.append(request.path)
+        return Response(503, {}, b"")
+
+    with (
+        Server(handle, name="down") as server,
+        Client(retries=Policy(attempts=3, base_s=0.0)) as client,
+        pytest.raises(TransientError),
+    ):
+        WebObjects(server.url, client).get("nix-cache-info", 100)
+    assert len(asked) == 3
