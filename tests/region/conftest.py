@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import importlib.util
 import socket
+import sys
 import threading
+from pathlib import Path
 
 import boto3
 import botocore.config
@@ -17,6 +21,13 @@ from calve.region.server import Server
 from calve.region.signature import Principals
 
 REGION = "test-region"
+
+_spec = importlib.util.spec_from_file_location(
+    "uploading", Path(__file__).with_name("uploading.py")
+)
+uploading = importlib.util.module_from_spec(_spec)
+sys.modules["uploading"] = uploading  # for the tests that want more of it than the fixture
+_spec.loader.exec_module(uploading)
 
 
 class ShiftedClock(SystemClock):
@@ -129,3 +140,10 @@ def raw(server):
         return answer
 
     return exchange
+
+
+@pytest.fixture
+def place(tmp_path, principals, admin, faults):
+    """A region's EBS and EC2, and disks to upload; see `uploading`."""
+    with contextlib.ExitStack() as owner:
+        yield uploading.Place(tmp_path, principals, admin, faults, owner)

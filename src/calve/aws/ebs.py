@@ -29,15 +29,23 @@ BLOCK_BYTES: Final = 512 << 10
 
 _ANSWER_BYTES: Final = 8 << 20  # a page of 10,000 blocks and their tokens
 _PAGE: Final = 10_000
+_EMPTY_PAGES: Final = 1000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A snapshot that was started; or that an earlier request with the same token had started."""
+    """A snapshot that was started; or that an earlier request with the same token had started.
+
+    Attributes:
+        id: of EC2.
+        status: `pending`, `completed`, `error`.
+        started_s: since 1970, by the service's clock; None where it does not say.
+    """
 
     id: str
     status: str
+    started_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,12 @@ class EbsDirect:
             body["Tags"] = [{"Key": key, "Value": value} for key, value in tags.items()]
         data = json.dumps(body).encode()
         answer = self._document("POST", "/snapshots", body=data)
-        return Started(_text(answer, "SnapshotId"), str(answer.get("Status", "")))
+        found = answer.get("SnapshotId")
+        if not isinstance(found, str) or not found:
+            raise DamagedError("the answer has no SnapshotId", place=f"{self._base}/snapshots")
+        began = answer.get("StartTime")
+        started_s = float(began) if isinstance(began, int | float) else None
+        return Started(found, str(answer.get("Status", "")), started_s)
 
     @_acts("ebs:PutSnapshotBlock")
     def put(self, snapshot: str, index: int, data: bytes, sha256: bytes) -> None:
@@ -197,15 +210,22 @@ class EbsDirect:
     def _listed(
         self, path: str, asked: Mapping[str, str], rows: str, token: str
     ) -> Iterator[Listed]:
-        page = ""
-        while True:
+        page, empty = "", 0
+        while empty < _EMPTY_PAGES:
             more = {**asked, "maxResults": str(_PAGE)} | ({"pageToken": page} if page else {})
             answer = self._document("GET", f"{path}?{sigv4.query(sorted(more.items()))}")
-            for row in answer.get(rows, []):  # a page may be empty and not the last
-                yield _listed(row, token, path)
+            found = answer.get(rows) or []
+            if not isinstance(found, list):
+                raise DamagedError(f"{rows} in the answer is no list", place=f"{self._base}{path}")
+            for row in found:
+                yield _listed(row, token, f"{self._base}{path}")
+            empty = 0 if found else empty + 1  # a page may be empty and not the last
             page = str(answer.get("NextToken") or "")
             if not page:
                 return
+        raise DamagedError(
+            f"the list has {empty} pages without a block", place=f"{self._base}{path}"
+        )
 
     def _document(
         self,
@@ -238,14 +258,7 @@ class EbsDirect:
         return signed_request(self._client, self._signer, method, url, headers=headers, body=body)
 
 
-def _text(answer: Mapping[str, Any], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str) or not value:
-        raise DamagedError(f"the answer has no {name}")
-    return value
-
-
 def _listed(row: object, token: str, place: str) -> Listed:
-    if not isinstance(row, dict) or not isinstance(row.get("BlockIndex"), int):
+    if not isinstance(row, dict) or type(row.get("BlockIndex")) is not int:
         raise DamagedError("a block in the answer has no index", place=place)
     return Listed(row["BlockIndex"], str(row.get(token) or ""))

@@ -90,7 +90,7 @@ def prune(images: Iterable[Ami], used: Mapping[str, str], pinned: AbstractSet[st
             why = "it is not Calve's"
         elif image.id in used:
             why = f"{used[image.id]} uses it"
-        elif {image.id, image.tags.get(CLOSURE, "")} & pinned:
+        elif {image.id, image.tags.get(CLOSURE, image.id)} & pinned:
             why = "a release or a pin keeps it"
         elif line not in newest and image.state == "available":
             why = "it is the newest of its line"

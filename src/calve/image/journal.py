@@ -21,6 +21,7 @@ __all__ = ["Begun", "Journal", "forget", "read"]
 
 VERSION = 1
 _LIMIT_BYTES = 4 << 20
+_ATTEMPTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,9 @@ class Begun:
 class Journal:
     """Takes down what is done; used by many threads, as a line is one write."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], place: Path) -> None:
         self._file = file
+        self._place = place
 
     @classmethod
     def open(cls, path: Path, begun: Begun) -> Self:
@@ -61,16 +63,25 @@ class Journal:
             descriptor = os.open(
                 temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600
             )
-            file = os.fdopen(descriptor, "ab", buffering=0)
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            temporary.replace(path)
+            with contextlib.ExitStack() as undo:
+                file = undo.enter_context(os.fdopen(descriptor, "ab", buffering=0))
+                file.write("".join(f"{line}\n" for line in lines).encode())
+                temporary.replace(path)
+                undo.pop_all()
         except OSError as error:
             raise CalveError(f"cannot be written: {error.strerror}", place=path) from error
-        return cls(file)
+        return cls(file, path)
 
     def done(self, index: int) -> None:
-        """Take down a block."""
-        self._file.write(b"%d\n" % index)
+        """Take down a block.
+
+        Raises:
+            CalveError: it cannot be written.
+        """
+        try:
+            self._file.write(b"%d\n" % index)
+        except OSError as error:
+            raise CalveError(f"cannot be written: {error.strerror}", place=self._place) from error
 
     def close(self) -> None:
         """Close it."""
@@ -83,17 +94,12 @@ def read(path: Path) -> Begun | None:
         with path.open("rb") as file:
             lines = file.read(_LIMIT_BYTES).split(b"\n")
         head = json.loads(lines[0])
-        if head["version"] != VERSION:
+        attempt = head["attempt"]
+        if head["version"] != VERSION or type(attempt) is not int or not 0 <= attempt < _ATTEMPTS:
             return None
         done = frozenset(_indices(lines[1:-1]))
-        return Begun(
-            str(head["plan"]),
-            str(head["region"]),
-            int(head["attempt"]),
-            str(head["snapshot"]),
-            done,
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return Begun(str(head["plan"]), str(head["region"]), attempt, str(head["snapshot"]), done)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

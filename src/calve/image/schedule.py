@@ -1,7 +1,8 @@
 """Which block to send next: pure, by (state, now). Many requests in flight, as many as the service takes.
 
 A block that fails for a while is sent again, with jitter, for 120 s; a snapshot that is not known yet just after its
-start likewise. Throttling halves what may be in flight, success lets it grow. When nothing else is left to send, the
+start likewise. Each success lets one more be in flight; throttling halves what may be, and from the first time on it
+grows by one for a round. When nothing else is left to send, the
 slowest are sent a second time: whichever is answered first counts.
 Source: EBS direct's quotas (1,000 PutSnapshotBlock a second and snapshot) and error retries; NixOS/amis and coldsnap
 saw requests that were never answered.
@@ -47,7 +48,7 @@ class Limits:
         budget_s: for one block, from its first request.
         unknown_s: how long after the beginning a snapshot may be unknown.
         hedge_s: the least that a request is waited for before it is sent a second time.
-        hedge_factor: and so many times what 99 of 100 took.
+        hedge_factor: and so many times what 99 of 100 took; so many times `hedge_s` while none was answered.
     """
 
     begin: int = 64
@@ -91,9 +92,10 @@ class Schedule:
         self._ready = deque(_Block(index) for index in indices)
         self._later: list[tuple[float, int, _Block]] = []
         self._flying: dict[int, _Block] = {}
+        self._flights = 0
         self._took: deque[float] = deque(maxlen=_SAMPLES)
         self._allowed = float(limits.begin)
-        self._calm_s = 0.0  # until then one throttling was counted already
+        self._calm_s: float | None = None  # until then one throttling was counted already
         self.done = 0
         self.again = 0
         """Requests beyond one for each block."""
@@ -112,12 +114,11 @@ class Schedule:
         """Return the block to send now, or how many seconds to wait for one, or None where all are done."""
         while self._later and self._later[0][0] <= now_s:
             self._ready.append(heapq.heappop(self._later)[2])
-        flights = sum(len(block.flights) for block in self._flying.values())
-        if self._ready and flights < self.allowed:
+        if self._ready and self._flights < self.allowed:
             return self._send(self._ready.popleft(), now_s)
         if not self.left:
             return None
-        if not self._ready and not self._later and flights < self.allowed:
+        if not self._ready and not self._later and self._flights < self.allowed:
             slowest = self._slowest(now_s)
             if isinstance(slowest, _Block):
                 return self._send(slowest, now_s)
@@ -131,6 +132,7 @@ class Schedule:
             self.again += 1
         block.tries += 1
         block.flights.append(now_s)
+        self._flights += 1
         self._flying[block.index] = block
         return block.index
 
@@ -146,16 +148,24 @@ class Schedule:
 
     def _patience_s(self) -> float:
         took = sorted(self._took)
-        usual_s = took[int(len(took) * 0.99)] if took else self._limits.budget_s
+        usual_s = took[int(len(took) * 0.99)] if took else self._limits.hedge_s
         return max(self._limits.hedge_s, self._limits.hedge_factor * usual_s)
 
     def succeeded(self, index: int, sent_s: float, now_s: float) -> bool:
-        """Take an answer that was good; False where the block was done already."""
+        """Take an answer that was good; False where the block was done already.
+
+        Args:
+            index: of the block.
+            sent_s: what `next` was told when it gave the block.
+            now_s: monotonic.
+        """
         block = self._flying.pop(index, None)
         if block is None:
             return False
+        self._flights -= len(block.flights)
         self._took.append(now_s - sent_s)
-        self._allowed = min(self._limits.most, self._allowed + 1 / self._allowed)
+        more = 1.0 if self._calm_s is None else 1 / self._allowed
+        self._allowed = min(self._limits.most, self._allowed + more)
         self.done += 1
         return True
 
@@ -164,11 +174,18 @@ class Schedule:
     ) -> None:
         """Take a request that failed; it is sent again later.
 
+        Args:
+            index: of the block.
+            sent_s: what `next` was told when it gave the block: it says which of two requests failed.
+            now_s: monotonic.
+            fault: how it failed.
+            error: with what.
+
         Raises:
             CalveError: that error, where another try is in vain.
             DeadlineError: the block's time is over.
         """
-        if fault is Fault.THROTTLED and now_s >= self._calm_s:
+        if fault is Fault.THROTTLED and (self._calm_s is None or now_s >= self._calm_s):
             self._allowed = max(float(self._limits.least), self._allowed / 2)
             self._calm_s = now_s + 1.0
         block = self._flying.get(index)
@@ -187,6 +204,7 @@ class Schedule:
             ) from error
         if sent_s in block.flights:
             block.flights.remove(sent_s)
+            self._flights -= 1
         if block.flights:
             return
         del self._flying[index]

@@ -95,7 +95,8 @@ class Sending:
             DamagedError: the file is not what was planned.
             CalveError: the service refuses, or a block's time is over.
         """
-        threads = min(self._limits.most, len(self._digests))
+        # Twice as many as blocks: each may have a second request, when the first is not answered.
+        threads = min(self._limits.most, 2 * len(self._digests))
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -111,9 +112,9 @@ class Sending:
 
     def _work(self, descriptor: int, cancel: Cancel) -> None:
         """Send what the schedule says, until all is sent."""
-        while (index := self._next(cancel)) is not None:
-            data = os.pread(descriptor, BLOCK_BYTES, index * BLOCK_BYTES)
-            sent_s = self._clock.monotonic()
+        while (turn := self._next(cancel)) is not None:
+            index, sent_s = turn
+            data = self._read(descriptor, index)
             try:
                 self._ebs.put(self._snapshot, index, data, self._digests[index])
             except CancelledError:
@@ -124,24 +125,34 @@ class Sending:
                 with self._turn:
                     now_s = self._clock.monotonic()
                     self._schedule.failed(index, sent_s, now_s, fault, error)
-                    self._turn.notify_all()
             else:
                 self._sent(index, sent_s)
 
-    def _next(self, cancel: Cancel) -> int | None:
+    def _next(self, cancel: Cancel) -> tuple[int, float] | None:
+        """Wait for a turn; return the block and the time that the schedule knows the request by."""
         with self._turn:
             while True:
                 cancel.check()
-                step = self._schedule.next(self._clock.monotonic())
-                if step is None or isinstance(step, int):
-                    return step
+                now_s = self._clock.monotonic()
+                step = self._schedule.next(now_s)
+                if step is None:
+                    return None
+                if isinstance(step, int):
+                    return step, now_s
                 self._turn.wait(min(step, _TICK_S))
+
+    def _read(self, descriptor: int, index: int) -> bytes:
+        try:
+            return os.pread(descriptor, BLOCK_BYTES, index * BLOCK_BYTES)
+        except OSError as error:
+            raise CalveError(f"cannot be read: {error.strerror}", place=self._path) from error
 
     def _sent(self, index: int, sent_s: float) -> None:
         with self._turn:
             is_first = self._schedule.succeeded(index, sent_s, self._clock.monotonic())
-            self._turn.notify_all()
             done, left = self._schedule.done, self._schedule.left
+            # This thread takes the place that it made free; one more may be allowed now, or all are done.
+            self._turn.notify(1 if left else self._limits.most)
         if is_first:
             self._taken(index)
             self._progress(Step("upload", done * BLOCK_BYTES, len(self._digests) * BLOCK_BYTES))

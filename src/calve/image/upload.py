@@ -14,7 +14,13 @@ from typing import Final, Protocol, TypeVar
 
 from calve.aws.ebs import EbsDirect, Started
 from calve.clock import SYSTEM, Clock
-from calve.errors import ConflictError, DamagedError, DeadlineError, RefusedError
+from calve.errors import (
+    ConflictError,
+    DamagedError,
+    DeadlineError,
+    NotFoundError,
+    RefusedError,
+)
 from calve.image import journal
 from calve.image.journal import Begun, Journal
 from calve.image.plan import BlockPlan
@@ -103,7 +109,11 @@ class Upload:
         begun, state = self._begin()
         requests = 0
         if state != "completed":
-            requests = self._send(begun)
+            try:
+                requests = self._send(begun)
+            except NotFoundError:
+                Journal.open(self.journal, self._next_to(begun)).close()
+                raise
             self._seal(begun.snapshot)
             self._wait(begun.snapshot)
         journal.forget(self.journal)
@@ -123,7 +133,8 @@ class Upload:
             except ConflictError:
                 continue  # a snapshot of that token has other tags: another version of us
             state = self._state(started.id)
-            if state is None and known.snapshot != started.id:
+            written = known.snapshot == started.id and known.done
+            if state is None and not written and self._is_new(started):
                 state = started.status  # EC2 may not know a new one for a while
             if state not in {"pending", "completed"}:
                 continue  # it ended in error, or was deleted: its token is spent
@@ -132,6 +143,16 @@ class Upload:
         raise ConflictError(
             f"{_ATTEMPTS} snapshots of this plan ended in error", hint="calve image list"
         )
+
+    @staticmethod
+    def _next_to(begun: Begun) -> Begun:
+        """Return what the next run finds where a snapshot is not there: another one is to be begun."""
+        return replace(begun, attempt=begun.attempt + 1, snapshot="", done=frozenset())
+
+    def _is_new(self, started: Started) -> bool:
+        """Say whether EC2 may be yet to know a snapshot; an older one that it does not know was deleted."""
+        now_s = self.clock.now().timestamp()
+        return started.started_s is None or now_s - started.started_s < self.limits.unknown_s
 
     def _start(self, attempt: int) -> Started:
         return self._patiently(
@@ -168,15 +189,21 @@ class Upload:
     # The end
 
     def _seal(self, snapshot: str) -> None:
-        """Seal it. One that a lost answer, or a run before, had sealed already refuses a second time."""
+        """Seal it. One that a lost answer, or a run before, had sealed already refuses a second time.
+
+        Raises:
+            RefusedError: it was refused for another reason: it does not complete.
+            DamagedError: it ended in error.
+        """
         self.progress(Note("sealing the snapshot"))
         count, linear = len(self.plan.blocks), self.plan.linear_sha256
         try:
             self._patiently(lambda: self.ebs.complete(snapshot, count, linear))
-        except RefusedError:
-            if self._state(snapshot) == "error":
-                raise
-            self._wait(snapshot, _SEALED_S)
+        except RefusedError as refusal:
+            try:
+                self._wait(snapshot, _SEALED_S)
+            except DeadlineError:
+                raise refusal from None
 
     def _wait(self, snapshot: str, within_s: float = _DONE_S) -> None:
         end_s = self.clock.monotonic() + within_s

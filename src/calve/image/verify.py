@@ -13,7 +13,7 @@ from typing import Final
 
 from calve.aws.ebs import BLOCK_BYTES, EbsDirect, Listed
 from calve.disk.disk import Block, Disk
-from calve.errors import VerificationError
+from calve.errors import RefusedError, VerificationError
 from calve.image.plan import BlockPlan
 from calve.progress import Progress, Step, silent
 from calve.tasks import Cancel, Group
@@ -29,6 +29,7 @@ CHECKS: Final = {
     "block-unplanned": "the snapshot has a block that nobody planned",
     "block-differs": "a block reads other than it was written",
     "parent-differs": "a block that was left to the parent is not the parent's",
+    "parent-unrelated": "the snapshot does not descend from the parent",
 }
 
 
@@ -84,8 +85,18 @@ def listed(found: Iterable[int], plan: BlockPlan, disk: Disk) -> Iterator[Findin
             yield Finding("block-unplanned", f"block {index}", CHECKS["block-unplanned"])
 
 
-def _changed(found: set[int], written: set[int]) -> Iterator[Finding]:
+def _changed(
+    ebs: EbsDirect, parent: str, snapshot: str, written: set[int], cancel: Cancel
+) -> Iterator[Finding]:
     """Compare what differs from the parent with what was written onto it."""
+    try:
+        rows = retry.retry(lambda: list(ebs.changed(parent, snapshot)), cancel=cancel)
+    except RefusedError as error:
+        if "UNRELATED_SNAPSHOTS" not in error.message:
+            raise
+        yield Finding("parent-unrelated", parent, CHECKS["parent-unrelated"])
+        return
+    found = {one.index for one in rows}
     for index in sorted(found - written):
         yield Finding("block-unplanned", f"block {index}", CHECKS["block-unplanned"])
     for index in sorted(written - found):
@@ -112,12 +123,16 @@ def verify(
         deep: read every block, the parent's too; else those that were written, and the first and last ones.
         progress: told of blocks.
         cancel: ends it.
+
+    Raises:
+        CalveError: the service refuses, or fails again and again.
     """
-    blocks = {one.index: one for one in ebs.blocks(snapshot)}
+    rows = retry.retry(lambda: list(ebs.blocks(snapshot)), cancel=cancel)
+    blocks = {one.index: one for one in rows}
     findings = list(listed(blocks, plan, disk))
     written = {block.index for block in plan.blocks}
     if plan.parent is not None:
-        findings += _changed({one.index for one in ebs.changed(plan.parent, snapshot)}, written)
+        findings += _changed(ebs, plan.parent, snapshot, written, cancel)
     ends = {disk.blocks[0].index, disk.blocks[-1].index} if disk.blocks else set()
     wanted = [
         block
@@ -137,18 +152,18 @@ def _read(
     progress: Progress,
     cancel: Cancel,
 ) -> list[Finding]:
-    found: list[Finding] = []
+    found: dict[int, Finding] = {}
     done: list[int] = []
 
     def look(block: Block) -> None:
         data = retry.retry(lambda: ebs.get(snapshot, blocks[block.index]), cancel=group.cancel)
         if hashlib.sha256(data).hexdigest() != block.sha256:
             check = "block-differs" if block.index in written else "parent-differs"
-            found.append(Finding(check, f"block {block.index}", CHECKS[check]))
+            found[block.index] = Finding(check, f"block {block.index}", CHECKS[check])
         done.append(block.index)
         progress(Step("verify", len(done) * BLOCK_BYTES, len(wanted) * BLOCK_BYTES))
 
     with Group("verify", limit=_JOBS, parent=cancel) as group:
         for block in wanted:
             group.spawn(look, block)
-    return sorted(found, key=lambda one: one.place)
+    return [found[index] for index in sorted(found)]

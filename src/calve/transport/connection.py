@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import select
 import socket
 import ssl
@@ -43,6 +44,7 @@ __all__ = [
 MIN_BYTES_PER_S = 1024
 _PORTS = {"http": 80, "https": 443}
 _BUFFER_BYTES = 8192
+_UNENCODED = re.compile(r"[\x00-\x20\x7f]")
 
 
 class CertificateError(VerificationError):
@@ -82,19 +84,19 @@ class Target:
         place = url.partition("?")[0]
         if "@" in place.partition("://")[2].partition("/")[0]:
             raise UsageError("a URL with a user name in it is not supported")
-        if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
+        if not url.isascii() or _UNENCODED.search(url):
             raise UsageError("the URL is not percent-encoded", place=ascii(place))
         try:
             parts = urlsplit(url)
-            port = parts.port
+            host, port = parts.hostname, parts.port
         except ValueError as error:
             raise UsageError(f"not a URL ({error})", place=place) from None
-        if parts.scheme not in _PORTS or not parts.hostname:
+        if parts.scheme not in _PORTS or not host:
             raise UsageError("not an http or https URL", place=place)
-        labels = parts.hostname.removesuffix(".").split(".")
-        if ":" not in parts.hostname and not all(0 < len(label) < 64 for label in labels):
+        labels = host.removesuffix(".").split(".")
+        if ":" not in host and not all(0 < len(label) < 64 for label in labels):
             raise UsageError("not a host name", place=place)
-        endpoint = Endpoint(parts.scheme, parts.hostname, port or _PORTS[parts.scheme])
+        endpoint = Endpoint(parts.scheme, host, port or _PORTS[parts.scheme])
         path = parts.path or "/"
         return cls(endpoint, f"{path}?{parts.query}" if parts.query else path, place)
 
