@@ -1,5 +1,7 @@
 """Images: `python -m benchmarks.images [PART]...`; all parts where none is named.
 
+release: the first image of 300 MB from its closure to a completed snapshot, and the next release, of which one path of
+400 KiB is another, to a registered AMI; each request answered after 100 ms. The service shares our process.
 upload: PutSnapshotBlock per second and CPU per block, against boto3 in the manner of NixOS/amis, same endpoint. The
 endpoint checks signatures and checksums and shares the processors with what is measured, for both sides alike.
 """
@@ -8,20 +10,40 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from benchmarks import _closure
 from benchmarks._ebs import Ebs
 from benchmarks._rows import PAIRS, Row, finish, load
+from calve.aws.ebs import EbsDirect
+from calve.aws.images import Images
+from calve.demo.imports import Importer, temporary
+from calve.demo.workshop import Workshop
+from calve.demo.world import REGION, World
+from calve.disk.arch import X86_64
 from calve.disk.disk import BLOCK_BYTES
+from calve.image.build import Built, Release, start_of
+from calve.image.parent import FileBlocks
+from calve.image.publish import Publisher
+from calve.image.source import StoreSource
+from calve.nix.store import LocalStore
+from calve.nix.storepath import StorePath
+from calve.region.faults import Delay, FaultPlan
+from calve.tasks import Cancel
+from calve.transport.http import Client
 
 _BLOCKS = int(os.environ.get("CALVE_BENCH_BLOCKS", "1000"))
 _DELAYS_S = (0.0, 0.1)
 _RATIO = 2.0
+_BYTES = 300_000_000
+T = TypeVar("T")
 
 
 def _floor_s(disk: Path) -> float:
@@ -81,7 +103,88 @@ def upload() -> tuple[list[Row], list[str]]:
     return rows, [*notes, f"at the end: {load()}"]
 
 
-_PARTS: dict[str, Callable[[], tuple[list[Row], list[str]]]] = {"upload": upload}
+def _system(store: LocalStore, top: StorePath, big: StorePath, small: bytes) -> StorePath:
+    """Add a system: the web server's own start, and two paths more, the small one with these bytes."""
+    importer = Importer(store)
+    with temporary(store) as work:
+        (work / "small").mkdir()
+        (work / "small/file").write_bytes(small)
+        path = importer.add(work / "small", "small")
+        (work / "top").mkdir()
+        links = {"base": top, "big": big, "small": path, "init": f"{top}/init"}
+        for name, target in links.items():
+            (work / "top" / name).symlink_to(str(target))
+        (work / "top/boot.json").write_bytes((store.real(top) / "boot.json").read_bytes())
+        made = importer.add(work / "top", "nixos-system-images-1", [top, big, path])
+    importer.flush()
+    return made
+
+
+def release() -> tuple[list[Row], list[str]]:
+    """Measure the way from a closure to a snapshot, and from the next closure to an AMI."""
+    source = random.Random(5)
+    workshop = Workshop(_closure.HOME.absolute() / "workshop")
+    notes = [f"release: at the beginning: {load()}"]
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[[], T]) -> T:
+        begin = time.monotonic()
+        found = function()
+        spent[name] = time.monotonic() - begin
+        return found
+
+    with tempfile.TemporaryDirectory(prefix="calve-images-") as name, workshop.store() as store:
+        work = Path(name)
+        top = workshop.system(store, "webserver", 1)
+        left = _BYTES - sum(info.nar_size for info in store.closure([top]))
+        importer = Importer(store)
+        with temporary(store) as scratch:
+            (scratch / "big").mkdir()
+            for number in range(300):
+                (scratch / "big" / str(number)).write_bytes(source.randbytes(left // 300))
+            big = importer.add(scratch / "big", "big")
+        importer.flush()
+        one = _system(store, top, big, source.randbytes(400 << 10))
+        two = _system(store, top, big, source.randbytes(400 << 10))
+        size = sum(info.nar_size for info in store.closure([one]))
+        with World(work / "world") as world, Client() as client:
+            world._api.faults = FaultPlan().add(Delay(0.1), times=None)  # noqa: SLF001
+            keys = world.operator_credentials
+            ebs = EbsDirect(client, REGION, keys, endpoint=world.operator_api)
+            publisher = Publisher(REGION, ebs, Images(world.session))
+            read = StoreSource(store)
+
+            def build(system: StorePath, out: str, parent: Built | None) -> Built:
+                start = start_of(read, system, work)
+                blocks = None if parent is None else FileBlocks(parent.raw, parent.disk)
+                made = Release("images", X86_64, start, read, system, parent, blocks)
+                return made.build(work / out, cancel=Cancel())
+
+            first = timed("first: build", lambda: build(one, "one", None))
+            planned = publisher.plan(first)
+            snapshot = timed("first: upload", lambda: publisher.upload(first, planned))
+            timed("first: verify", lambda: publisher.verify(first.disk, planned, snapshot.id))
+            publisher.register(first, planned, snapshot.id)
+            second = timed("next: build", lambda: build(two, "two", first))
+            done = timed("next: publish", lambda: publisher.publish(second))
+    rows = [Row("the closure's NARs", size / 1e6, "MB", required=">= 300 MB", met=size >= _BYTES)]
+    rows += [Row(name, seconds, "s") for name, seconds in spent.items()]
+    to_snapshot = spent["first: build"] + spent["first: upload"]
+    rows.append(_most("first image, closure to completed snapshot", to_snapshot, "s", 12))
+    to_ami = spent["next: build"] + spent["next: publish"]
+    rows.append(_most("next image, closure to registered AMI", to_ami, "s", 3))
+    rows.append(_most("next image, blocks written, whole disk", done.blocks, "", 10))
+    return rows, [*notes, f"at the end: {load()}"]
+
+
+def _most(name: str, value: float, unit: str, most: float) -> Row:
+    return Row(name, value, unit, required=f"<= {most:g} {unit}".strip(), met=value <= most)
+
+
+_PARTS: dict[str, Callable[[], tuple[list[Row], list[str]]]] = {
+    "release": release,
+    "upload": upload,
+}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import itertools
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from calve.contract import evidence
 from calve.contract.userdata import UserData
 from calve.demo.workshop import Workshop
 from calve.demo.world import COMMAND_LINE, World
+from calve.disk import ext4
+from calve.image.seedtree import SeedTree
+from calve.image.source import StoreSource
 from calve.region.machine import Launch
 from calve.region.qemu import MachineImage
 from calve.transport.http import Client
@@ -97,7 +101,8 @@ class Boot:
 class Rig:
     """A region, a workshop, and a client for the cache."""
 
-    def __init__(self, workshop, world, client):
+    def __init__(self, workshop, world, client, directory):
+        self.directory = directory
         self.workshop = workshop
         self.world = world
         self.cache = open_objects(world.operator_cache, client, world.operator_credentials)
@@ -116,7 +121,18 @@ class Rig:
     def seeded_disk(self):
         """Return a disk that has the webserver's first release already."""
         path = self.release("webserver", 1)
-        return self.workshop.seeded_disk(DISK_BYTES, self.cache, path, self.manifests[path])
+        disk = self.directory / f"seeded-{path.digest}.raw"
+        if not disk.exists():
+            with (
+                tempfile.TemporaryDirectory(dir=self.directory) as name,
+                self.workshop.store() as store,
+            ):
+                tree = Path(name, "tree")
+                tree.mkdir(mode=0o755)
+                with SeedTree(tree) as sink:
+                    StoreSource(store).fill(sink, [path])
+                ext4.make(disk, DISK_BYTES, tree=tree)
+        return disk
 
     def disk_of(self, name):
         return self.world.machines._directory / name / "disk.raw"
@@ -171,5 +187,5 @@ def rig(workshop, tmp_path_factory):
     # Sockets of QEMU and HAProxy have short names only; pytest's own folder is long.
     with World(tmp_path_factory.mktemp("world"), group="web*") as world:
         client = Client(context=None, cancel=None)
-        yield Rig(workshop, world, client)
+        yield Rig(workshop, world, client, tmp_path_factory.mktemp("disks"))
         client.close()
