@@ -19,7 +19,15 @@ from calve.disk.arch import Arch
 from calve.errors import CalveError, NotFoundError, UsageError
 from calve.tasks import Cancel
 
-__all__ = ["COMMAND_LINE_BYTES", "STUBS", "Uki", "Written", "find_stub", "write"]
+__all__ = [
+    "COMMAND_LINE_BYTES",
+    "STUBS",
+    "Uki",
+    "Written",
+    "find_stub",
+    "kernel_release",
+    "write",
+]
 
 COMMAND_LINE_BYTES = 2047
 """What a kernel reads of it: COMMAND_LINE_SIZE is 2048 on both processors, and the rest is cut off without a word."""
@@ -35,6 +43,8 @@ _SIZE_STEP_BYTES = 1 << 20
 _CHUNK_BYTES = 256 << 10
 _STUB_LIMIT_BYTES = 4 << 20
 _KERNEL_HEAD_BYTES = 64 << 10
+_SECTOR_BYTES = 512
+_MAGIC_AT, _VERSION_AT = 0x202, 0x20E
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ class Uki:
         initrd: its initial file system.
         command_line: what the kernel is told; Secure Boot aside, firmware may replace it.
         os_release: content of os-release(5); systemd's tools show it.
-        uname: the kernel's release.
+        uname: the kernel's release; empty where nobody knows it: the section is left out, as the specification allows.
     """
 
     arch: Arch
@@ -83,6 +93,21 @@ def find_stub(arch: Arch) -> Path:
     )
 
 
+def kernel_release(kernel: Path) -> str:
+    """Return a kernel's release, as `uname -r` says it, out of its file; empty where it is no bzImage, or does not say it.
+
+    Source: https://docs.kernel.org/arch/x86/boot.html, `kernel_version`. An `Image` of aarch64 says it nowhere.
+    """
+    with kernel.open("rb") as file:
+        head = file.read(_KERNEL_HEAD_BYTES)
+    if head[_MAGIC_AT : _MAGIC_AT + 4] != b"HdrS":
+        return ""
+    at = int.from_bytes(head[_VERSION_AT : _VERSION_AT + 2], "little")
+    text, _, _ = head[at + _SECTOR_BYTES :].partition(b"\0") if at else (b"", b"", b"")
+    word, _, _ = text[:_UNAME_ROOM_BYTES].partition(b" ")
+    return word.decode("ascii") if word.isascii() and word.decode("ascii").isprintable() else ""
+
+
 def write(uki: Uki, out: Path, *, cancel: Cancel | None = None) -> Written:
     """Write the file, under a temporary name first; the same inputs give the same bytes.
 
@@ -97,7 +122,11 @@ def write(uki: Uki, out: Path, *, cancel: Cancel | None = None) -> Written:
     """
     texts = [
         (".osrel", _text("os-release", uki.os_release), _TEXT_ROOM_BYTES),
-        (".uname", _text("the kernel's release", uki.uname), _UNAME_ROOM_BYTES),
+        *(
+            (".uname", _text("the kernel's release", one), _UNAME_ROOM_BYTES)
+            for one in [uki.uname]
+            if one
+        ),
         (".cmdline", _command_line(uki.command_line), _TEXT_ROOM_BYTES),
     ]
     files = [(".linux", uki.kernel), (".initrd", uki.initrd)]

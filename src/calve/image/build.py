@@ -62,7 +62,7 @@ class Start:
     Attributes:
         kernel: its file.
         initrd: its file.
-        uname: the kernel's release.
+        uname: the kernel's release; empty where neither the system nor the kernel's file says it.
         params: the kernel's command line, without root= and init=.
         seeds: store paths that the two come from.
         os_release: content of os-release(5).
@@ -147,7 +147,8 @@ def start_of(
     words += [*CONSOLES, f"calve.kernel={kernel_path}"]
     words += [word for word in ("panic=30",) if word.partition("=")[0] not in own]
     words += ["calve.debug=1"] if debug else []
-    return Start(kernel, initrd, wanted.release, tuple(words), tuple(seeds))
+    release = wanted.release or uki.kernel_release(kernel)
+    return Start(kernel, initrd, release, tuple(words), tuple(seeds))
 
 
 def _file(source: Source, file: str, work: Path) -> tuple[StorePath, Path]:

@@ -152,7 +152,6 @@ def test_another_initrd_changes_neither_the_kernel_nor_the_size(tmp_path, parts)
         ({"command_line": "a\nb"}, "printable ASCII"),
         ({"command_line": "ünit"}, "printable ASCII"),
         ({"os_release": ""}, "os-release is empty"),
-        ({"uname": ""}, "release is empty"),
         ({"arch": AARCH64}, "no stub for aarch64"),
     ],
 )
@@ -160,6 +159,35 @@ def test_what_cannot_go_in(tmp_path, parts, change, message):
     with pytest.raises(UsageError, match=message):
         uki.write(dataclasses.replace(parts, **change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_release_that_nobody_knows_is_left_out(tmp_path, parts):
+    written = uki.write(dataclasses.replace(parts, uname=""), tmp_path / "out")
+    assert list(contents(written.path))[-4:] == [".osrel", ".cmdline", ".linux", ".initrd"]
+
+
+@pytest.mark.parametrize(
+    ("at", "text", "release"),
+    [
+        (0x3000, b"6.12.1 (build@host) #1 SMP\0rest", "6.12.1"),
+        (0x3000, b"6.12.1\0", "6.12.1"),
+        (0x3000, b"\xff\0", ""),
+        (0x3000, b"a\nb\0", ""),
+        (0, b"6.12.1\0", ""),
+        (0xFFFF, b"6.12.1\0", ""),
+    ],
+)
+def test_a_bzimage_says_its_release(tmp_path, at, text, release):
+    kernel = bytearray(0x4000)
+    kernel[0x202:0x206] = b"HdrS"
+    kernel[0x20E:0x210] = at.to_bytes(2, "little")
+    kernel[0x3200 : 0x3200 + len(text)] = text
+    (tmp_path / "bzImage").write_bytes(kernel)
+    assert uki.kernel_release(tmp_path / "bzImage") == release
+
+
+def test_no_other_kernel_says_it(tmp_path, parts):
+    assert uki.kernel_release(parts.kernel) == ""
 
 
 def test_a_command_line_that_just_fits(tmp_path, parts):
