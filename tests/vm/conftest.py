@@ -105,6 +105,7 @@ class Rig:
         self.directory = directory
         self.workshop = workshop
         self.world = world
+        self.client = client
         self.cache = open_objects(world.operator_cache, client, world.operator_credentials)
         self.numbers = itertools.count(1)
         self.manifests = {}

@@ -208,15 +208,15 @@ class Workshop:
         path = self.directory / "images" / f"root-{size_bytes >> 20}m.raw"
         with self._turn:
             if not _has_size(path, size_bytes):
-                self._make_disk(path, size_bytes, None)
+                self._make_disk(path, size_bytes)
         return path
 
-    def _make_disk(self, path: Path, size_bytes: int, tree: Path | None) -> None:
+    def _make_disk(self, path: Path, size_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         try:
-            ext4.make(temporary, size_bytes, tree=tree, cancel=self.cancel)
+            ext4.make(temporary, size_bytes, cancel=self.cancel)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

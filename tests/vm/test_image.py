@@ -1,0 +1,89 @@
+"""Images that were built, written, read back and exported as an encrypted volume gives them: they boot and serve.
+
+The base image pulls its release; the release image is the second of its line, written onto the first one's snapshot,
+and has its closure inside.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from calve.aws.ebs import EbsDirect
+from calve.aws.images import Images
+from calve.demo.world import REGION
+from calve.disk.arch import X86_64
+from calve.image.build import Base, Release, start_of
+from calve.image.parent import FileBlocks
+from calve.image.publish import Publisher
+from calve.image.source import StoreSource
+from calve.region import qemu
+from calve.tasks import Cancel
+
+
+@pytest.fixture(scope="module")
+def publisher(rig):
+    world = rig.world
+    ebs = EbsDirect(rig.client, REGION, world.operator_credentials, endpoint=world.operator_api)
+    return Publisher(REGION, ebs, Images(world.session))
+
+
+def publish(publisher, built):
+    closure = {}
+    if built.layout is not None:
+        closure = {path: one.info.nar_hash for path, one in built.layout.paths.items()}
+    return publisher.publish(built, deep=True, closure=closure)
+
+
+def volume(rig, snapshot, place):
+    """Return the volume of a snapshot; what nobody wrote is random."""
+    rig.world.storage.snapshots.export(snapshot, place, omitted="random", key=b"encrypted")
+    return qemu.DiskImage(place, qemu.ovmf())
+
+
+@pytest.fixture(scope="module")
+def base(rig, publisher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    path = rig.release("webserver", 1)
+    with rig.workshop.store() as store:
+        source = StoreSource(store)
+        start = start_of(source, path, folder, initrd=rig.workshop.initrd(hold_s=1))
+        built = Base("web-base", X86_64, start, source).build(folder / "out", cancel=Cancel())
+    return volume(rig, publish(publisher, built).snapshot.id, folder / "volume.raw")
+
+
+@pytest.fixture(scope="module")
+def release(rig, publisher, tmp_path_factory):
+    """Publish two releases, the second onto the first; return the second's volume and how many blocks it sent."""
+    folder = tmp_path_factory.mktemp("release")
+    parent, sent = None, []
+    for number in (1, 2):
+        path = rig.release("webserver", number)
+        with rig.workshop.store() as store:
+            source = StoreSource(store)
+            start = start_of(source, path, folder)
+            blocks = None if parent is None else FileBlocks(parent.raw, parent.disk)
+            made = Release("web", X86_64, start, source, path, parent, blocks)
+            parent = made.build(folder / str(number), cancel=Cancel())
+        published = publish(publisher, parent)
+        sent.append(published.blocks)
+    return volume(rig, published.snapshot.id, folder / "volume.raw"), sent
+
+
+def test_a_base_image_pulls_and_serves(rig, base):
+    path = rig.release("webserver", 1)
+    with mock.patch.object(rig, "image", return_value=base), rig.boot(rig.user_data(path)) as boot:
+        assert boot.get() == (200, "calve demo release 1\n")
+        assert "BdsDxe: starting Boot" in boot.console
+        # Its kernel and initrd are the image's.
+        assert boot.event("ready")["fetched_bytes"] < 60_000_000
+
+
+def test_the_second_release_of_a_line_is_a_few_blocks_and_serves(rig, release):
+    image, sent = release
+    assert sent[0] > 200
+    assert sent[1] <= 10
+    path = rig.release("webserver", 2)
+    with mock.patch.object(rig, "image", return_value=image), rig.boot(rig.user_data(path)) as boot:
+        assert boot.get() == (200, "calve demo release 2\n")
