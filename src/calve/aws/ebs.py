@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from calve.transport.credentials import Provider
     from calve.transport.http import Client, Response
 
-__all__ = ["BLOCK_BYTES", "EbsDirect", "Listed", "Started"]
+__all__ = ["BLOCK_BYTES", "EbsDirect", "Listed", "Started", "configured_endpoint"]
 
 BLOCK_BYTES: Final = 512 << 10
 
@@ -54,6 +55,14 @@ class Listed:
 
     index: int
     token: str
+
+
+def configured_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the endpoint that the environment names, by the variables that boto3 reads; None for AWS's own.
+
+    Source: https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
+    """
+    return environ.get("AWS_ENDPOINT_URL_EBS") or environ.get("AWS_ENDPOINT_URL") or None
 
 
 def _acts(*actions: str) -> Callable[[F], F]:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from calve.aws.session import Session
 
-__all__ = ["Ami", "Images", "SnapshotRow"]
+__all__ = ["Ami", "Images", "ImportTask", "SnapshotRow"]
 
 _ROOT: Final = "/dev/xvda"
+_IMPORT_ROLE: Final = "vmimport"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Ami:
         created: ISO 8601, as EC2 says it.
         deprecated: when it is or was deprecated; empty where nobody said.
         tags: its own.
+        size_gib: of its root volume; 0 where it has none of a snapshot.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Ami:
     created: str
     deprecated: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    size_gib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,25 @@ class SnapshotRow:
     message: str
     started: str
     tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportTask:
+    """An import of a disk.
+
+    Attributes:
+        id: `import-snap-…`.
+        state: `active`, `completed`, or `deleted`: it failed, or was cancelled.
+        message: what it does, or why it failed.
+        percent: how far it is.
+        snapshot: what it made; empty until it is completed.
+    """
+
+    id: str
+    state: str
+    message: str
+    percent: int
+    snapshot: str
 
 
 class Images:
@@ -92,6 +114,46 @@ class Images:
             ConflictError: an image uses it.
         """
         self._client.delete_snapshot(SnapshotId=snapshot)
+
+    @needs("ec2:CreateTags")
+    def tag(self, resource: str, tags: Mapping[str, str]) -> None:
+        """Give a snapshot or an image tags, in place of those of the same keys."""
+        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
+        self._client.create_tags(Resources=[resource], Tags=pairs)
+
+    # Imports
+
+    @needs("ec2:ImportSnapshot")
+    def import_disk(self, bucket: str, key: str, *, token: str, description: str) -> ImportTask:
+        """Begin to import a raw disk out of S3, or find the import that was begun with the same token.
+
+        EC2 reads the object as the service role `vmimport`, which an account has only where somebody made it.
+
+        Args:
+            bucket: of this region.
+            key: the object's.
+            token: at most 64 characters of ASCII.
+            description: the snapshot's.
+        """
+        answer = self._client.import_snapshot(
+            ClientToken=token,
+            RoleName=_IMPORT_ROLE,
+            Description=description,
+            DiskContainer={
+                "Format": "RAW",
+                "UserBucket": {"S3Bucket": bucket, "S3Key": key},
+            },
+        )
+        return _import(answer)
+
+    @needs("ec2:DescribeImportSnapshotTasks")
+    def import_task(self, task: str) -> ImportTask:
+        """Return how an import stands; NotFoundError where there is none."""
+        answer = self._client.describe_import_snapshot_tasks(ImportTaskIds=[task])
+        rows = answer["ImportSnapshotTasks"]
+        if not rows:
+            raise NotFoundError("there is no such import", place=task)
+        return _import(rows[0])
 
     # Images
 
@@ -179,6 +241,14 @@ class Images:
                 SnapshotId=snapshot, CreateVolumePermission={verb: users}
             )
 
+    @needs("ec2:DescribeImageAttribute")
+    def shared_with(self, image: str) -> tuple[str, ...]:
+        """Return the accounts, groups and organisations that may launch an image; `all` is everybody."""
+        answer = self._client.describe_image_attribute(ImageId=image, Attribute="launchPermission")
+        return tuple(
+            str(value) for row in answer.get("LaunchPermissions", []) for value in row.values()
+        )
+
     @needs("ec2:EnableImageDeprecation")
     def deprecate(self, image: str, when: dt.datetime) -> None:
         """Say from when on an image is no longer to be used; whoever knows its id still can."""
@@ -233,6 +303,18 @@ def _snapshot(row: Mapping[str, Any]) -> SnapshotRow:
     )
 
 
+def _import(row: Mapping[str, Any]) -> ImportTask:
+    detail = row.get("SnapshotTaskDetail", {})
+    progress = str(detail.get("Progress") or "0")
+    return ImportTask(
+        row["ImportTaskId"],
+        detail.get("Status", "active"),
+        detail.get("StatusMessage", ""),
+        int(progress) if progress.isdecimal() else 0,
+        detail.get("SnapshotId", ""),
+    )
+
+
 def _ami(row: Mapping[str, Any]) -> Ami:
     root = row.get("RootDeviceName")
     volumes = [
@@ -248,4 +330,5 @@ def _ami(row: Mapping[str, Any]) -> Ami:
         created=row.get("CreationDate", ""),
         deprecated=row.get("DeprecationTime", ""),
         tags=_tags(row),
+        size_gib=volumes[0]["Ebs"].get("VolumeSize", 0) if volumes else 0,
     )

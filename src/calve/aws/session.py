@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -14,6 +15,7 @@ from calve.errors import (
     ConflictError,
     NotFoundError,
     TransientError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from calve.transport.credentials import Credentials, Provider
 
-__all__ = ["Session", "actions_of", "credentials_provider", "needs"]
+__all__ = ["Session", "actions_of", "credentials_provider", "default_region", "needs"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -246,3 +248,26 @@ class _BotoProvider:
 def credentials_provider(profile: str | None = None) -> Provider:
     """Give boto's chain of credentials (environment, profile, SSO, container, instance) to the HTTP client."""
     return _BotoProvider(profile)
+
+
+def default_region() -> str:
+    """Return the region where none is named: AWS_REGION, else what boto's configuration says.
+
+    Raises:
+        UsageError: neither says one.
+        AccessError: the profile that the environment names does not exist.
+    """
+    from botocore.exceptions import BotoCoreError
+
+    named = os.environ.get("AWS_REGION")  # boto itself only knows AWS_DEFAULT_REGION
+    if named:
+        return named
+    try:
+        found = _boto3_session(None, None).region_name
+    except BotoCoreError as error:
+        raise _from_botocore(error, ()) from error
+    if not found:
+        raise UsageError(
+            "no region is named", hint="give --region, or set AWS_REGION or the profile's region"
+        )
+    return str(found)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from calve.cache.objects import Objects
     from calve.cache.url import S3
     from calve.fleet.config import Cache
+    from calve.nix.signing import Keyring
     from calve.nix.storepath import StorePath
     from calve.transport.credentials import Provider
     from calve.ui.listener import Listener
@@ -33,10 +34,12 @@ __all__ = [
     "cache_of",
     "caches",
     "listen",
+    "manifest_digest",
     "plural",
     "resolve",
     "store_path",
     "translated",
+    "trusted_keys",
 ]
 
 _MOST_LINKS = 64
@@ -117,6 +120,31 @@ def cache_of(options: argparse.Namespace, *needs: str) -> Cache | None:
 
     config = load(options.config)
     return None if config is None else config.cache
+
+
+def trusted_keys(options: argparse.Namespace, cache: Cache | None) -> Keyring:
+    """Return the keys that are trusted, --trusted or the fleet file's; UsageError where there is none."""
+    from calve.nix.signing import Keyring
+
+    trusted = options.trusted or (() if cache is None else cache.trusted)
+    if not trusted:
+        raise UsageError(
+            "no key is trusted, so nothing could be verified",
+            hint="give --trusted KEY, or cache.trusted in calve.toml; calve keys show FILE prints the public key",
+        )
+    return Keyring.parse(trusted)
+
+
+def manifest_digest(options: argparse.Namespace) -> str | None:
+    """Return --manifest; UsageError where it is no digest."""
+    from calve.cache.manifest import check_digest
+
+    if options.manifest is None:
+        return None
+    try:
+        return check_digest(options.manifest)
+    except DamagedError as error:
+        raise UsageError(error.message, place="--manifest") from error
 
 
 # Store paths

@@ -1,176 +1,48 @@
-"""`calve image`: what machines boot. So far the initrd that pulls a machine's system."""
+"""`calve image`: what machines boot, from a closure to an AMI; one module for each of its commands."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, cast
 
-from calve.cli import common
 from calve.cli.session import Session
-from calve.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from calve.disk.initrd import Initrd
+    from calve.cli.main import Command
 
 __all__ = ["arguments", "run"]
 
-_CA_FILE = "/etc/calve/ca.pem"
-_MOST_HOLD_S = 3600
+# Name, module below calve.cli, one line.
+_COMMANDS = (
+    ("initrd", "image_initrd", "build the initrd in which the agent pulls a machine's system"),
+    ("build", "image_build", "build a raw disk that UEFI starts: a release, or a base image"),
+    ("upload", "image_upload", "write a disk into an EBS snapshot, in every region at once"),
+    ("verify", "image_verify", "read a snapshot back and compare it with the disk"),
+    ("register", "image_register", "make an image (AMI) of the snapshot of a disk"),
+    ("publish", "image_publish", "upload, verify, register and share"),
+    ("list", "image_list", "list Calve's images"),
+    ("show", "image_show", "show an image: its tags, its snapshots, who uses it"),
+    ("share", "image_share", "let other accounts launch an image, or no longer"),
+    ("copy", "image_copy", "copy an image into other regions"),
+    ("prune", "image_prune", "remove images and snapshots that nothing needs"),
+    ("debug", "image_debug", "register a variant of an image with a root shell on the console"),
+)
+
+
+def _module(name: str) -> Command:
+    return cast("Command", importlib.import_module(f"calve.cli.{name}"))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     what = parser.add_subparsers(title="what", metavar="WHAT", dest="what", required=True)
-    text = "build the initrd in which the agent pulls a machine's system"
-    initrd = what.add_parser("initrd", help=text, description=text, allow_abbrev=False)
-    initrd.add_argument(
-        "--kernel-modules",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="lib/modules/VERSION of the kernel that it runs under",
-    )
-    initrd.add_argument("--out", type=Path, required=True, metavar="FILE", help="the initrd")
-    initrd.add_argument(
-        "--busybox", type=Path, metavar="FILE", help="a static busybox (default: that in PATH)"
-    )
-    initrd.add_argument(
-        "--trusted",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
-    )
-    initrd.add_argument(
-        "--ca",
-        type=Path,
-        metavar="FILE",
-        help="certificate authorities for HTTPS (PEM); without it the machine trusts none",
-    )
-    initrd.add_argument(
-        "--hold",
-        type=common.between(0, _MOST_HOLD_S),
-        default=60,
-        metavar="SECONDS",
-        help="how long a failed machine stays on before it powers off (default: 60)",
-    )
-    initrd.add_argument(
-        "--rescue",
-        action="store_true",
-        help="where user data is not Calve's, start the image's own system; else the machine powers off",
-    )
-    initrd.add_argument(
-        "--debug",
-        action="store_true",
-        help="allow a root shell on the console, where calve.debug=1 is on the kernel command line too",
-    )
-    common.add_dry_run(initrd)
-    common.add_json(initrd)
-    common.add_config(initrd)
+    for name, module, text in _COMMANDS:
+        sub = what.add_parser(name, help=text, description=text, allow_abbrev=False)
+        _module(module).arguments(sub)
 
 
 def run(options: argparse.Namespace, session: Session) -> int:
-    """Build it, and print its sizes."""
-    import tempfile
-
-    from calve.disk import cpio, initrd
-
-    spec = _spec(options)
-    session.cancel.check()
-    compressed: int | None = None
-    with common.translated("build the initrd"):
-        if options.dry_run:
-            with tempfile.TemporaryDirectory(prefix="calve-") as work:
-                unpacked = sum(map(len, cpio.archive(spec.entries(Path(work)))))
-        else:
-            written = initrd.write(spec, options.out, cancel=session.cancel)
-            compressed, unpacked = written.compressed_bytes, written.unpacked_bytes
-    _print(options, session, spec, compressed, unpacked)
-    return 0
-
-
-def _spec(options: argparse.Namespace) -> Initrd:
-    from calve.boot.policy import Policy
-    from calve.disk import initrd, payload
-
-    keys = _trusted(options)
-    for path in filter(None, (options.ca, options.kernel_modules)):
-        if not path.exists():
-            raise NotFoundError("does not exist", place=path)
-    policy = Policy(
-        keys=keys,
-        hold_s=float(options.hold),
-        ca_file=None if options.ca is None else _CA_FILE,
-        rescue=options.rescue,
-        debug=options.debug,
-    )
-    return initrd.Initrd(
-        busybox=_busybox(options.busybox),
-        kernel_modules=options.kernel_modules,
-        agent=payload.build(),
-        policy=policy.dump(),
-        ca_file=options.ca,
-        debug=options.debug,
-    )
-
-
-def _trusted(options: argparse.Namespace) -> tuple[str, ...]:
-    from calve.nix.signing import PublicKey
-
-    cache = common.cache_of(options, "trusted")
-    keys = tuple(options.trusted) or (() if cache is None else cache.trusted)
-    if not keys:
-        raise UsageError(
-            "no key is trusted: the machine could pull nothing",
-            hint="give --trusted KEY, or cache.trusted in calve.toml",
-        )
-    return tuple(PublicKey.parse(key).dump() for key in keys)
-
-
-def _busybox(given: Path | None) -> Path:
-    """Find a busybox, and see that it needs no loader: the initrd has none for it."""
-    from calve.disk import elf
-    from calve.process import which
-
-    path = Path(which("busybox", package="busybox-static")) if given is None else given
-    if not path.is_file():
-        raise NotFoundError("there is no such program", place=path)
-    with common.translated("read busybox"):
-        dynamic = elf.read(path)
-    if dynamic is not None and dynamic.interpreter is not None:
-        raise UsageError(
-            "this busybox is not static", place=path, hint="apt-get install busybox-static"
-        )
-    return path
-
-
-def _print(
-    options: argparse.Namespace,
-    session: Session,
-    spec: Initrd,
-    compressed: int | None,
-    unpacked: int,
-) -> None:
-    from calve.ui.text import mb
-
-    agent = spec.agent
-    if options.json:
-        session.document(
-            {
-                "file": str(options.out),
-                "dry_run": options.dry_run,
-                "compressed_bytes": compressed,
-                "unpacked_bytes": unpacked,
-                "python": agent.version,
-                "modules": len(agent.modules),
-                "libraries": [place for _, place in agent.libraries],
-            }
-        )
-        return
-    size = mb(unpacked) if compressed is None else f"{mb(compressed)}, {mb(unpacked)} unpacked"
-    verb = "would write " if options.dry_run else ""
-    session.result(
-        f"{verb}{options.out}: {size}; Python {agent.version}, {len(agent.modules)} modules, "
-        f"{len(agent.libraries)} libraries"
-    )
+    """Run one of them."""
+    module = next(module for name, module, _ in _COMMANDS if name == options.what)
+    return _module(module).run(options, session)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from calve.cli import common
 from calve.cli.session import Session
-from calve.errors import DamagedError, NotFoundError, UsageError
+from calve.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.cache.pull import Pulled, PullPlan
     from calve.fleet.config import Cache
-    from calve.nix.signing import Keyring
     from calve.nix.store import LocalStore
     from calve.nix.storepath import StorePath
 
@@ -63,8 +62,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
     cache = common.cache_of(options, "sources", "trusted")
     urls = _sources(options, cache)
-    keys = _keyring(options, cache)
-    manifest = _manifest(options)
+    keys = common.trusted_keys(options, cache)
+    manifest = common.manifest_digest(options)
     roots = list(dict.fromkeys(common.store_path(text) for text in options.paths))
     with contextlib.ExitStack() as owner:
         sources = owner.enter_context(common.caches(session, urls))
@@ -107,29 +106,6 @@ def _sources(options: argparse.Namespace, cache: Cache | None) -> Sequence[str]:
     if cache is None:
         raise UsageError("no cache to pull from", hint="give --from URL, or [cache] in calve.toml")
     return [cache.url]
-
-
-def _keyring(options: argparse.Namespace, cache: Cache | None) -> Keyring:
-    from calve.nix.signing import Keyring
-
-    trusted = options.trusted or (() if cache is None else cache.trusted)
-    if not trusted:
-        raise UsageError(
-            "no key is trusted, so nothing could be verified",
-            hint="give --trusted KEY, or cache.trusted in calve.toml; calve keys show FILE prints the public key",
-        )
-    return Keyring.parse(trusted)
-
-
-def _manifest(options: argparse.Namespace) -> str | None:
-    from calve.cache.manifest import check_digest
-
-    if options.manifest is None:
-        return None
-    try:
-        return check_digest(options.manifest)
-    except DamagedError as error:
-        raise UsageError(error.message, place="--manifest") from error
 
 
 def _open(options: argparse.Namespace, owner: contextlib.ExitStack) -> LocalStore:

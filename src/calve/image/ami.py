@@ -2,7 +2,8 @@
 
 The tags say what an image was made of, so that it is found again and nothing has to be remembered elsewhere:
 `calve:closure` (store path), `calve:disk` (digest of all blocks), `calve:plan`, `calve:parent` (snapshot), `calve:line`
-(what it is an image of: the newest of a line is the parent of the next), `calve:contract` (of user data), `calve:revision`.
+(what it is an image of: the newest of a line is the parent of the next), `calve:contract` (of user data), `calve:revision`,
+and `calve:variant` of what nothing is built upon.
 """
 
 from __future__ import annotations
@@ -14,12 +15,31 @@ from dataclasses import dataclass
 from typing import Final
 
 from calve.aws.images import Ami, SnapshotRow
+from calve.cache.keep import root_name
 from calve.contract import evidence, userdata
 from calve.disk.disk import Disk
 from calve.errors import UsageError
 from calve.image.plan import BlockPlan
+from calve.nix.storepath import StorePath
 
-__all__ = ["CLOSURE", "DISK", "LINE", "PLAN", "Pruned", "image_name", "prune", "sweep", "tags"]
+__all__ = [
+    "CLOSURE",
+    "CONTRACT",
+    "DISK",
+    "LINE",
+    "PARENT",
+    "PLAN",
+    "REVISION",
+    "VARIANT",
+    "Pruned",
+    "check_line",
+    "image_name",
+    "line_of",
+    "plain_line",
+    "prune",
+    "sweep",
+    "tags",
+]
 
 DISK: Final = "calve:disk"
 PLAN: Final = "calve:plan"
@@ -28,6 +48,7 @@ CLOSURE: Final = "calve:closure"
 PARENT: Final = "calve:parent"
 CONTRACT: Final = "calve:contract"
 REVISION: Final = "calve:revision"
+VARIANT: Final = "calve:variant"
 
 _LINE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGITS: Final = 12
@@ -39,11 +60,26 @@ def image_name(line: str, disk: Disk) -> str:
     Raises:
         UsageError: `line` cannot stand in it.
     """
+    return f"calve-{check_line(line)}-{disk.arch.name.replace('_', '-')}-{disk.digest[:_DIGITS]}"
+
+
+def line_of(system: StorePath) -> str:
+    """Return the line of a system's images where nobody names one: of `nixos-system-web-25.11` it is `web`."""
+    return plain_line(root_name(system).removeprefix("nixos-system-"))
+
+
+def plain_line(text: str) -> str:
+    """Return the name of a line that is nearest to a text."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63] or "system"
+
+
+def check_line(line: str) -> str:
+    """Return a line's name; UsageError where it is none."""
     if not _LINE.fullmatch(line):
         raise UsageError(
             f"{line!r} is no name for a line of images", hint="lower-case letters, digits and -"
         )
-    return f"calve-{line}-{disk.arch.name.replace('_', '-')}-{disk.digest[:_DIGITS]}"
+    return line
 
 
 def tags(
@@ -71,32 +107,38 @@ class Pruned:
     why: str
 
 
-def prune(images: Iterable[Ami], used: Mapping[str, str], pinned: AbstractSet[str]) -> list[Pruned]:
+def prune(
+    images: Iterable[Ami], used: Mapping[str, str], pinned: AbstractSet[str], *, before: str = ""
+) -> list[Pruned]:
     """Say of each image whether it may go, the newest first.
 
     It stays where a launch template names it or an instance runs it, where a release or a pin wants it, and where it is
-    the newest of its line: the parent of the next. What is not Calve's stays.
+    the newest of its line: the parent of the next. What is not Calve's stays, and what is young.
 
     Args:
         images: of one region.
         used: images in use, each with a user.
         pinned: ids of images, or closures, that a release or a pin keeps.
+        before: ISO 8601; one that was made later is young.
     """
     newest: set[str] = set()
     found = []
     for image in sorted(images, key=lambda one: (one.created, one.id), reverse=True):
         line = f"{image.tags.get(LINE, '')} {image.architecture}"
+        is_parent = image.state == "available" and VARIANT not in image.tags
         if LINE not in image.tags:
             why = "it is not Calve's"
         elif image.id in used:
             why = f"{used[image.id]} uses it"
         elif {image.id, image.tags.get(CLOSURE, image.id)} & pinned:
             why = "a release or a pin keeps it"
-        elif line not in newest and image.state == "available":
+        elif line not in newest and is_parent:
             why = "it is the newest of its line"
+        elif before and image.created >= before:
+            why = "it is young"
         else:
             why = ""
-        if image.state == "available":
+        if is_parent:
             newest.add(line)
         found.append(Pruned(image, why))
     return found

@@ -38,7 +38,7 @@ from calve.nix.storepath import STORE_DIR, StorePath
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 
-__all__ = ["CONSOLES", "Base", "Built", "Release", "Start", "load", "start_of"]
+__all__ = ["CONSOLES", "Base", "Built", "Release", "Start", "is_built", "load", "start_of"]
 
 CONSOLES: Final = ("console=tty0", "console=ttyS0,115200n8")
 """The screen, and last the serial console: that is /dev/console, which EC2 shows."""
@@ -87,6 +87,7 @@ class Built:
         closure: the system inside; None of a base image.
         layout: of a release image.
         parent: of an overlay, every block of the disk that it lies upon.
+        file: of a disk that was made elsewhere, where it is; else it is that of the directory.
     """
 
     directory: Path
@@ -95,11 +96,12 @@ class Built:
     closure: StorePath | None = None
     layout: Layout | None = None
     parent: Disk | None = None
+    file: Path | None = None
 
     @property
     def raw(self) -> Path:
         """Return the raw disk, or the overlay."""
-        return self.directory / _RAW
+        return self.directory / _RAW if self.file is None else self.file
 
 
 def start_of(
@@ -371,6 +373,11 @@ def _keep(built: Built) -> Built:
     }
     (out / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return built
+
+
+def is_built(directory: Path) -> bool:
+    """Say whether a directory was built into."""
+    return (directory / _FACTS).exists()
 
 
 def load(directory: Path) -> Built:

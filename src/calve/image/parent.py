@@ -54,7 +54,7 @@ class FileBlocks:
             raise NotFoundError(
                 f"block {index} is not in this file: it is an overlay upon its own parent",
                 place=self.path,
-                hint="name the snapshot of the parent as well: --parent-snapshot",
+                hint="name a region where its snapshot is: --parent-region; or build with --full",
             )
         if known[index] == ZERO_BLOCK:
             return bytes(BLOCK_BYTES)

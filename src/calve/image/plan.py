@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from calve.disk.disk import BLOCK_BYTES, Block, Disk
 from calve.errors import UsageError
 
-__all__ = ["BlockPlan", "Parent", "plan"]
+__all__ = ["BlockPlan", "Parent", "plan", "whole"]
 
 _GIB = 1 << 30
 
@@ -67,6 +67,11 @@ class BlockPlan:
             attempt: counts up where what an earlier token began was deleted or ended in error.
         """
         return hashlib.sha256(f"{self.digest};{region};{attempt}".encode()).hexdigest()
+
+
+def whole(disk: Disk) -> BlockPlan:
+    """Return the plan of all that a disk holds, whether its file has it or not: to be read, not to be written."""
+    return BlockPlan(disk.digest, disk.size_bytes // _GIB, disk.blocks)
 
 
 def plan(disk: Disk, parent: Parent | None = None) -> BlockPlan:

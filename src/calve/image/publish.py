@@ -20,8 +20,8 @@ from calve.disk.inspect.source import BlockSource
 from calve.errors import ConflictError, NotFoundError, UsageError, VerificationError
 from calve.image import ami
 from calve.image.build import Built
-from calve.image.plan import BlockPlan, Parent, plan
-from calve.image.upload import Snapshot, Upload
+from calve.image.plan import BlockPlan, Parent, plan, whole
+from calve.image.upload import Snapshot, Upload, abort, journal_of
 from calve.image.verify import Verified, verify
 from calve.nix.hashes import Hash
 from calve.nix.storepath import StorePath
@@ -101,7 +101,7 @@ class Publisher:
             CalveError: of the services.
         """
         planned = self.plan(built)
-        snapshot = self.upload(built, planned, revision=revision)
+        snapshot = self.upload(built, planned)
         verified = self.verify(built.disk, planned, snapshot.id, deep=deep)
         verified.check(snapshot.id)
         if deep:
@@ -144,23 +144,62 @@ class Publisher:
         found = [row for row in rows if row.tags.get(tag) == value and row.state == "completed"]
         return [row.id for row in sorted(found, key=lambda row: (row.started, row.id))]
 
-    def upload(self, built: Built, planned: BlockPlan, *, revision: str = "") -> Snapshot:
-        """Write the snapshot, or finish what an earlier run began; one that holds this very plan is taken as it is."""
-        done = self._holding(ami.PLAN, planned.digest)
-        if done:
-            return Snapshot(done[0], len(planned.blocks), 0)
+    def written(self, planned: BlockPlan) -> str | None:
+        """Return the completed snapshot that holds this very plan; None where there is none."""
+        return next(iter(self._holding(ami.PLAN, planned.digest)), None)
+
+    def find(self, built: Built) -> tuple[str, BlockPlan]:
+        """Find the snapshot of an image in this region, and what is to be held against it.
+
+        Where it was not written by the plan of today (the parent's snapshot is gone, or it was copied), that is every
+        block of it.
+
+        Raises:
+            NotFoundError: it was not uploaded here.
+        """
+        try:
+            planned = self.plan(built)
+            written = self.written(planned)
+        except NotFoundError:
+            written = None
+        if written is not None:
+            return written, planned
+        found = self._holding(ami.DISK, built.disk.digest)
+        if not found:
+            raise NotFoundError(
+                f"no snapshot in {self.region} holds this image",
+                place=built.directory if built.file is None else built.file,
+                hint="calve image upload writes it",
+            )
+        return found[-1], whole(built.disk)
+
+    def upload(self, built: Built, planned: BlockPlan) -> Snapshot:
+        """Write the snapshot, or finish what an earlier run began; one that holds this very plan is taken as it is.
+
+        Its tags say nothing of the revision: a run that goes on after a commit has to ask for the same snapshot.
+        """
+        done = self.written(planned)
+        if done is not None:
+            return Snapshot(done, len(planned.blocks), 0)
+        return self._upload(built, planned).run()
+
+    def abort(self, built: Built) -> str | None:
+        """Delete the snapshot that an interrupted upload left pending; return its id, None where there is none."""
+        return abort(self.images, journal_of(built.raw, self.region))
+
+    def _upload(self, built: Built, planned: BlockPlan) -> Upload:
         return Upload(
             self.ebs,
             self.images,
             self.region,
             built.raw,
             planned,
-            self._tags(built, planned, revision),
+            self.tags(built, planned),
             ami.image_name(built.line, built.disk),
             progress=self.progress,
             cancel=self.cancel,
             clock=self.clock,
-        ).run()
+        )
 
     def verify(
         self, disk: Disk, planned: BlockPlan, snapshot: str, *, deep: bool = False
@@ -208,7 +247,7 @@ class Publisher:
                     architecture=architecture(built.disk),
                     size_gib=planned.size_gib,
                     description=f"Calve: {built.closure or built.line}",
-                    tags=self._tags(built, planned, revision),
+                    tags=self.tags(built, planned, revision=revision),
                 )
             except ConflictError:
                 found = self._registered(name)  # somebody else was first, with the same
@@ -221,7 +260,8 @@ class Publisher:
     def _registered(self, name: str) -> Ami | None:
         return next(iter(self.images.images(name=name)), None)
 
-    def _tags(self, built: Built, planned: BlockPlan, revision: str) -> dict[str, str]:
+    def tags(self, built: Built, planned: BlockPlan, *, revision: str = "") -> dict[str, str]:
+        """Return the tags of an image and its snapshot."""
         closure = "" if built.closure is None else str(built.closure)
         return ami.tags(built.line, built.disk, planned, closure=closure, revision=revision)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +32,9 @@ class Source(Protocol):
 
     def fill(self, sink: Sink, roots: Sequence[StorePath]) -> None:
         """Bring the closure of the roots into a sink: what it lacks is staged and committed."""
+
+    def wanted(self, roots: Sequence[StorePath], known: Container[StorePath]) -> list[PathInfo]:
+        """Return what of the closure of the roots would be read, by whoever knows some paths; nothing is read of it."""
 
     def take(self, path: StorePath, directory: Path) -> Path:
         """Return where one path can be read, without what it refers to; unpacked below `directory` where it must be."""
@@ -67,6 +70,10 @@ class StoreSource:
             for info in sorted(wanted, key=lambda one: -one.nar_size):
                 group.spawn(stage, info)
         sink.commit(wanted)
+
+    def wanted(self, roots: Sequence[StorePath], known: Container[StorePath]) -> list[PathInfo]:
+        """Return what of a closure would be read; NotFoundError where a path is not valid."""
+        return [info for info in self.store.closure(roots) if info.path not in known]
 
     def take(self, path: StorePath, directory: Path) -> Path:  # noqa: ARG002  (it is there)
         """Return where a path lies."""
@@ -104,6 +111,20 @@ class CacheSource:
         )
         pull.pull(found, sink, progress=self.progress, cancel=self.cancel)
 
+    def wanted(self, roots: Sequence[StorePath], known: Container[StorePath]) -> list[PathInfo]:
+        """Return what of a closure would be pulled; that it is signed is looked at, too."""
+        found = pull.plan(
+            self.caches,
+            roots,
+            _Known(known),
+            self.keyring,
+            manifest=self.manifest,
+            resume=False,
+            progress=self.progress,
+            cancel=self.cancel,
+        )
+        return [one.entry.info for one in found.missing]
+
     def take(self, path: StorePath, directory: Path) -> Path:
         """Pull one path, and nothing that it refers to."""
         only = _Only(path, directory)
@@ -114,29 +135,22 @@ class CacheSource:
         return place
 
 
-class _Only:
-    """A sink that lacks one path alone, and unpacks it into a directory."""
+class _Known:
+    """A sink that knows some paths, and takes none."""
 
-    def __init__(self, path: StorePath, directory: Path) -> None:
-        self._path = path
-        self._directory = directory
+    def __init__(self, known: Container[StorePath]) -> None:
+        self._known = known
 
     def missing(self, paths: Iterable[StorePath]) -> list[StorePath]:
-        """Return the one path."""
-        there = (self._directory / self._path.basename).exists()
-        return [path for path in paths if path == self._path and not there]
+        """Return those that are not known."""
+        return [path for path in paths if path not in self._known]
 
     def adopt(self, infos: Sequence[PathInfo]) -> set[StorePath]:  # noqa: ARG002
         """Return nothing."""
         return set()
 
     def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
-        """Unpack it."""
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            unpack(events, descriptor, info.path.basename)
-        finally:
-            os.close(descriptor)
+        """Do nothing."""
 
     def discard(self, path: StorePath) -> None:
         """Do nothing."""
@@ -146,3 +160,25 @@ class _Only:
 
     def commit(self, batch: Sequence[PathInfo]) -> None:
         """Do nothing."""
+
+
+class _Only(_Known):
+    """A sink that lacks one path alone, and unpacks it into a directory."""
+
+    def __init__(self, path: StorePath, directory: Path) -> None:
+        super().__init__(())
+        self._path = path
+        self._directory = directory
+
+    def missing(self, paths: Iterable[StorePath]) -> list[StorePath]:
+        """Return the one path."""
+        there = (self._directory / self._path.basename).exists()
+        return [path for path in paths if path == self._path and not there]
+
+    def stage(self, info: PathInfo, events: Iterator[Event]) -> None:
+        """Unpack it."""
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            unpack(events, descriptor, info.path.basename)
+        finally:
+            os.close(descriptor)

@@ -30,7 +30,7 @@ from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 from calve.transport import retry
 
-__all__ = ["Snapshot", "Snapshots", "Upload"]
+__all__ = ["Snapshot", "Snapshots", "Upload", "abort", "journal_of"]
 
 T = TypeVar("T")
 
@@ -62,6 +62,38 @@ class Snapshots(Protocol):
 
     def snapshot_state(self, snapshot: str) -> tuple[str, str] | None:
         """Return its state (`pending`, `completed`, `error`) and message; None where it is not known (yet)."""
+
+
+class Deletes(Snapshots, Protocol):
+    """What also deletes snapshots."""
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        """Delete a snapshot, pending ones too; NotFoundError where there is none."""
+
+
+def journal_of(path: Path, region: str) -> Path:
+    """Return where the journal of a disk's upload into a region lies."""
+    return path.with_name(f"{path.name}.{region}.upload")
+
+
+def abort(ec2: Deletes, place: Path) -> str | None:
+    """Delete the pending snapshot that a journal names; the next upload begins another.
+
+    Returns:
+        Its id; None where nothing is pending.
+    """
+    begun = journal.read(place)
+    if begun is None or not begun.snapshot:
+        return None
+    found = ec2.snapshot_state(begun.snapshot)
+    if found is not None and found[0] == "completed":
+        journal.forget(place)  # the upload was over, and only its run not
+        return None
+    if found is not None:
+        ec2.delete_snapshot(begun.snapshot)
+    # The token that began it gives the deleted one for ever.
+    Journal.open(place, Begun(begun.plan, begun.region, begun.attempt + 1, "")).close()
+    return None if found is None else begun.snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +129,7 @@ class Upload:
     @property
     def journal(self) -> Path:
         """Return where the journal lies."""
-        return self.path.with_name(f"{self.path.name}.{self.region}.upload")
+        return journal_of(self.path, self.region)
 
     def run(self) -> Snapshot:
         """Return when the snapshot is completed.
