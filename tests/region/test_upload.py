@@ -477,7 +477,7 @@ def test_throttling_of_what_is_asked_once(place, what, code):
 
 
 def test_a_snapshot_that_is_not_known_at_first(place):
-    place.service.faults.add(Late(0.4), method="POST", path="/snapshots")
+    place.service.faults.add(Late(1.5), method="POST", path="/snapshots")
     done = place.run(place.disk(SEEDS))
     assert place.held(done.id) == contents(SEEDS)
     assert place.ids() == [done.id]

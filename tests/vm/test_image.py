@@ -30,10 +30,7 @@ def publisher(rig):
 
 
 def publish(publisher, built):
-    closure = {}
-    if built.layout is not None:
-        closure = {path: one.info.nar_hash for path, one in built.layout.paths.items()}
-    return publisher.publish(built, deep=True, closure=closure)
+    return publisher.publish(built, deep=True)
 
 
 def volume(rig, snapshot, place):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from calve.image.build import Built
     from calve.image.plan import BlockPlan
     from calve.image.publish import Publisher
-    from calve.nix.hashes import Hash
-    from calve.nix.storepath import StorePath
     from calve.progress import Event, Progress
 
 __all__ = [
@@ -28,7 +26,6 @@ __all__ = [
     "add_region",
     "add_regions",
     "add_source",
-    "closure_of",
     "duration",
     "everywhere",
     "open_regions",
@@ -210,13 +207,6 @@ def take(options: argparse.Namespace, session: Session, progress: Progress) -> B
     from calve.image.foreign import take as read
 
     return read(options.source, progress=progress, cancel=session.cancel)
-
-
-def closure_of(built: Built) -> Mapping[StorePath, Hash]:
-    """Return the store paths that an image must have, with the hashes of their NARs; none of one without a layout."""
-    if built.layout is None:
-        return {}
-    return {path: placed.info.nar_hash for path, placed in built.layout.paths.items()}
 
 
 def revision(session: Session) -> str:

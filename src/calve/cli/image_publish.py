@@ -68,10 +68,9 @@ def _publish(
     options: argparse.Namespace, session: Session, there: list[Publisher], built: Built
 ) -> dict[str, Published]:
     revision = shared.revision(session)
-    closure = shared.closure_of(built) if options.deep else None
 
     def publish(one: Publisher) -> Published:
-        published = one.publish(built, revision=revision, deep=options.deep, closure=closure)
+        published = one.publish(built, revision=revision, deep=options.deep)
         if options.share:
             one.images.share(one.images.image(published.image), options.share)
         if options.deprecate_after is not None:

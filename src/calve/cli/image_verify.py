@@ -63,7 +63,7 @@ def _verify(one: Publisher, built: Built, deep: bool) -> _Result:  # noqa: FBT00
     verified = one.verify(built.disk, planned, snapshot, deep=deep)
     findings: tuple[Finding | Flaw, ...] = verified.findings
     if deep:
-        findings += one.inspect(built.disk, snapshot, shared.closure_of(built)).findings
+        findings += one.inspect(built, snapshot).findings
     return _Result(snapshot, verified.listed, verified.read, findings)
 
 

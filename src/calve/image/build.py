@@ -8,17 +8,18 @@ what the parent has is neither read nor moved, and what is written is an overlay
     DIRECTORY/disk.json           every block's digest (`disk.disk`)
     DIRECTORY/layout-DIGEST.json  of a release image: where every object lies (`disk.layout`); of this very disk
     DIRECTORY/parent.json         of an overlay: every block's digest of its parent
-    DIRECTORY/image.json          what it is an image of: line, kind, closure
+    DIRECTORY/image.json          what it is an image of, v1: line, closure, what it is seeded with, what firmware starts
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,11 +35,22 @@ from calve.errors import CalveError, DamagedError, NotFoundError, UsageError
 from calve.image.parent import Blocks
 from calve.image.seedtree import SeedTree
 from calve.image.source import Source
+from calve.nix.hashes import Hash
 from calve.nix.storepath import STORE_DIR, StorePath
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 
-__all__ = ["CONSOLES", "Base", "Built", "Release", "Start", "is_built", "load", "start_of"]
+__all__ = [
+    "CONSOLES",
+    "Base",
+    "Built",
+    "Loader",
+    "Release",
+    "Start",
+    "is_built",
+    "load",
+    "start_of",
+]
 
 CONSOLES: Final = ("console=tty0", "console=ttyS0,115200n8")
 """The screen, and last the serial console: that is /dev/console, which EC2 shows."""
@@ -77,6 +89,21 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Loader:
+    """What the unified kernel image was made of: hashed where it came from, so that what was written can be held against it.
+
+    Attributes:
+        kernel: SHA-256 of its file.
+        initrd: likewise.
+        command_line: the kernel's.
+    """
+
+    kernel: bytes
+    initrd: bytes
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
     """A disk that was built.
 
@@ -88,6 +115,8 @@ class Built:
         layout: of a release image.
         parent: of an overlay, every block of the disk that it lies upon.
         file: of a disk that was made elsewhere, where it is; else it is that of the directory.
+        loader: what firmware starts; None of a disk that was made elsewhere.
+        seeded: of a base image, its store paths and the hashes of their NARs.
     """
 
     directory: Path
@@ -97,6 +126,15 @@ class Built:
     layout: Layout | None = None
     parent: Disk | None = None
     file: Path | None = None
+    loader: Loader | None = None
+    seeded: Mapping[StorePath, Hash] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> Mapping[StorePath, Hash]:
+        """Return every store path inside, and the hash of its NAR."""
+        if self.layout is None:
+            return self.seeded
+        return {path: placed.info.nar_hash for path, placed in self.layout.paths.items()}
 
     @property
     def raw(self) -> Path:
@@ -173,18 +211,20 @@ class _Builder:
         self.progress = progress
         self.cancel = cancel
         self.seed = uuid.uuid5(_NAMESPACE, f"{line} {arch.name}")
+        self.made: Loader | None = None
 
     def loader(self, work: Path, root: Sequence[str]) -> assemble.Part:
         """Make the EFI system partition."""
         self.progress(Note("making the unified kernel image and the EFI system partition"))
-        words = [*self.start.params, *root, f"init={abi.INIT}"]
+        line = " ".join([*self.start.params, *root, f"init={abi.INIT}"])
+        self.made = Loader(_digest(self.start.kernel), _digest(self.start.initrd), line)
         made = uki.write(
             uki.Uki(
                 self.arch,
                 uki.find_stub(self.arch),
                 self.start.kernel,
                 self.start.initrd,
-                " ".join(words),
+                line,
                 self.start.os_release,
                 self.start.uname,
             ),
@@ -237,14 +277,14 @@ class Base:
         with tempfile.TemporaryDirectory(prefix=".image-", dir=out) as name:
             work = Path(name)
             root = work / "root"
-            self._root(root, work, cancel)
+            seeded = self._root(root, work, cancel)
             esp = builder.loader(work, ("root=LABEL=nixos",))
             part = assemble.Part("root", gpt.Kind.ROOT, root, fill=True)
             disk = builder.disk([esp, part])
-        return _keep(Built(out, disk, self.line))
+        return _keep(Built(out, disk, self.line, loader=builder.made, seeded=seeded))
 
-    def _root(self, path: Path, work: Path, cancel: Cancel) -> None:
-        """Make the root file system: nothing but what it is seeded with."""
+    def _root(self, path: Path, work: Path, cancel: Cancel) -> dict[StorePath, Hash]:
+        """Make the root file system: nothing but what it is seeded with, which is returned."""
         tree = work / "tree"
         tree.mkdir(mode=0o755)
         roots = tuple(dict.fromkeys((*self.start.seeds, *self.seeds)))
@@ -256,6 +296,7 @@ class Base:
         )  # what it takes here it takes there
         size = max(_LEAST_ROOT_BYTES, int(used * _SPARE) + (64 << 20))
         ext4.make(path, -(-size // BLOCK_BYTES) * BLOCK_BYTES, tree=tree, cancel=cancel)
+        return {info.path: info.nar_hash for info in store.infos}
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +350,7 @@ class Release:
             part = assemble.Part("root", gpt.Kind.ROOT, store, fill=True, dirty=dirty)
             disk = builder.disk([esp, part], None if parent is None else parent.disk)
         upon = None if parent is None else parent.disk
-        return _keep(Built(out, disk, self.line, self.system, layout, upon))
+        return _keep(Built(out, disk, self.line, self.system, layout, upon, loader=builder.made))
 
     def _complete(
         self, store: Path, written: Sequence[Extent], dirty: Collection[int], parent: Built
@@ -365,12 +406,20 @@ def _keep(built: Built) -> Built:
     (out / _PARENT).unlink(missing_ok=True)
     if built.parent is not None:
         (out / _PARENT).write_bytes(built.parent.dump())
-    facts = {
+    facts: dict[str, object] = {
         "version": _VERSION,
         "line": built.line,
         "disk": built.disk.digest,
         "closure": None if built.closure is None else str(built.closure),
     }
+    if built.seeded:
+        facts["seeded"] = {one.basename: str(nar_hash) for one, nar_hash in built.seeded.items()}
+    if built.loader is not None:
+        facts["loader"] = {
+            "kernel": built.loader.kernel.hex(),
+            "initrd": built.loader.initrd.hex(),
+            "commandLine": built.loader.command_line,
+        }
     (out / _FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return built
 
@@ -393,9 +442,14 @@ def load(directory: Path) -> Built:
         facts = json.loads(place.read_bytes())
         line, digest, closure = facts["line"], facts["disk"], facts["closure"]
         system = None if closure is None else StorePath.parse(closure)
+        loader = _loader(facts.get("loader"))
+        seeded = {
+            StorePath.from_basename(name): Hash.parse(text)
+            for name, text in facts.get("seeded", {}).items()
+        }
     except FileNotFoundError as error:
         raise NotFoundError("there is no image", place=directory) from error
-    except (ValueError, KeyError, TypeError, CalveError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, CalveError) as error:
         raise DamagedError("the image's description is damaged", place=place) from error
     if digest != disk.digest or not isinstance(line, str):
         raise DamagedError("the image's description is that of another disk", place=place)
@@ -408,7 +462,24 @@ def load(directory: Path) -> Built:
         system,
         None if layout is None else Layout.parse(layout, str(_layout_place(directory, disk))),
         None if upon is None or disk.parent is None else Disk.parse(upon, directory / _PARENT),
+        loader=loader,
+        seeded=seeded,
     )
+
+
+def _loader(found: Mapping[str, str] | None) -> Loader | None:
+    """Read what image.json says of the loader; KeyError, TypeError, ValueError where it is damaged."""
+    if found is None:
+        return None  # it was built by an older Calve
+    line = found["commandLine"]
+    if not isinstance(line, str):
+        raise TypeError
+    return Loader(bytes.fromhex(found["kernel"]), bytes.fromhex(found["initrd"]), line)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read(path: Path) -> bytes | None:

@@ -110,13 +110,17 @@ class Import:
 
     def _send(self) -> None:
         """Put the disk into the bucket, unless it is there."""
-        if self.objects.head(self.key) == self.plan.size_gib << 30:
+        if self.objects.head(self.key) == self._size_bytes:
             return
         self.objects.put_stream(self.key, self._chunks())
 
+    @property
+    def _size_bytes(self) -> int:
+        return (self.plan.blocks[-1].index + 1) * BLOCK_BYTES if self.plan.blocks else 0
+
     def _chunks(self) -> Iterator[bytes]:
-        """Yield the disk; a hole reads as zeros, and what the volume has behind a file's end too."""
-        total = self.plan.size_gib << 30
+        """Yield the disk; a hole reads as zeros."""
+        total = self._size_bytes
         sent = 0
         try:
             with self.built.raw.open("rb") as file:

@@ -6,7 +6,6 @@ what the disk holds. So whatever is run again, after whatever, ends with the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,8 +22,6 @@ from calve.image.build import Built
 from calve.image.plan import BlockPlan, Parent, plan, whole
 from calve.image.upload import Snapshot, Upload, abort, journal_of
 from calve.image.verify import Verified, verify
-from calve.nix.hashes import Hash
-from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 from calve.transport import retry
@@ -60,6 +57,18 @@ class Published:
     verified: Verified
 
 
+def expected(built: Built) -> Expected:
+    """Return what must be on an image's disk, for the reader."""
+    loader = built.loader
+    sections = {} if loader is None else {".linux": loader.kernel, ".initrd": loader.initrd}
+    return Expected(
+        closure=dict(built.paths) or None,
+        cmdline=None if loader is None else loader.command_line,
+        sections=sections,
+        machine=None if loader is None else built.disk.arch.name,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Publisher:
     """Works in one region.
@@ -86,7 +95,6 @@ class Publisher:
         *,
         revision: str = "",
         deep: bool = False,
-        closure: Mapping[StorePath, Hash] | None = None,
     ) -> Published:
         """Write, verify and register.
 
@@ -94,7 +102,6 @@ class Publisher:
             built: the image.
             revision: of the configuration that it was built from, for its tags.
             deep: read every block back, and what the disk is made of.
-            closure: with `deep`, the store paths that it must have, with their NARs' hashes.
 
         Raises:
             VerificationError: the snapshot is not what was planned; it is not registered.
@@ -105,7 +112,7 @@ class Publisher:
         verified = self.verify(built.disk, planned, snapshot.id, deep=deep)
         verified.check(snapshot.id)
         if deep:
-            _check(self.inspect(built.disk, snapshot.id, closure or {}), snapshot.id)
+            _check(self.inspect(built, snapshot.id), snapshot.id)
         image = self.register(built, planned, snapshot.id, revision=revision)
         name = ami.image_name(built.line, built.disk)
         return Published(self.region, image, name, snapshot, len(planned.blocks), verified)
@@ -216,7 +223,7 @@ class Publisher:
             cancel=self.cancel,
         )
 
-    def inspect(self, disk: Disk, snapshot: str, closure: Mapping[StorePath, Hash]) -> Inspection:
+    def inspect(self, built: Built, snapshot: str) -> Inspection:
         """Read a snapshot as firmware, kernel and Nix would: by a reader that shares no code with the writers."""
         blocks: dict[int, Listed] = {one.index: one for one in self.ebs.blocks(snapshot)}
 
@@ -226,8 +233,7 @@ class Publisher:
                 return bytes(BLOCK_BYTES)
             return retry.retry(lambda: self.ebs.get(snapshot, found), cancel=self.cancel)
 
-        expected = Expected(closure=dict(closure)) if closure else None
-        return inspect_disk(BlockSource(disk.size_bytes, fetch), expected)
+        return inspect_disk(BlockSource(built.disk.size_bytes, fetch), expected(built))
 
     def register(
         self, built: Built, planned: BlockPlan, snapshot: str, *, revision: str = ""

@@ -40,6 +40,11 @@ class SeedTree:
         """Return those that no commit brought."""
         return [path for path in paths if path not in self._valid]
 
+    @property
+    def infos(self) -> list[PathInfo]:
+        """Return what was brought, by path."""
+        return [self._valid[path] for path in sorted(self._valid)]
+
     def adopt(self, infos: Sequence[PathInfo]) -> set[StorePath]:  # noqa: ARG002  (the seam's)
         """Return nothing: the tree is new."""
         return set()
@@ -72,6 +77,5 @@ class SeedTree:
     ) -> None:
         self._staging.close()
         if error is None and self._valid:
-            infos = [self._valid[path] for path in sorted(self._valid)]
             with (self._root / _REGISTRATION).open("wb") as file:
-                file.writelines(registration.dump(infos))
+                file.writelines(registration.dump(self.infos))

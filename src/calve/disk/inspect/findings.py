@@ -59,6 +59,7 @@ class Check(StrEnum):
     UKI_TEXT_DAMAGED = "uki-text-damaged"
     UKI_KERNEL = "uki-kernel"
     UKI_CMDLINE_DIFFERS = "uki-cmdline-differs"
+    UKI_SECTION_DIFFERS = "uki-section-differs"
     FILESYSTEM_UNKNOWN = "filesystem-unknown"
     TREE_DAMAGED = "tree-damaged"
     TREE_TOO_LARGE = "tree-too-large"

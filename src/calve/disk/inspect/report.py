@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from calve.disk.inspect import fat, gpt, uki, verity
@@ -70,6 +70,7 @@ class Expected:
         closure: every path in the store, with the hash of its NAR (sha256).
         partitions: all partitions, in the order of the table.
         cmdline: of every unified kernel image.
+        sections: likewise, by name (".linux"), the SHA-256 of their content.
         machine: whose boot file there must be: "x86_64" or "aarch64".
         root_hash: of dm-verity, 32 bytes; where it is None, the one that the command line names.
         store: the directory of the file system that is the store; "/" where the file system is the store itself.
@@ -78,6 +79,7 @@ class Expected:
     closure: Mapping[StorePath, Hash] | None = None
     partitions: Sequence[WantedPartition] | None = None
     cmdline: str | None = None
+    sections: Mapping[str, bytes] = field(default_factory=dict)
     machine: str | None = None
     root_hash: bytes | None = None
     store: str = STORE_DIR
@@ -192,11 +194,11 @@ class _Inspector:
             message = f"{len(partitions)} partitions, wanted are {len(wanted)}"
             self._findings.add(Check.GPT_DIFFERS, "gpt", message)
         for partition, want in zip(partitions, wanted, strict=False):
-            for field in ("type_guid", "start_bytes", "size_bytes", "guid", "name"):
-                found, value = getattr(partition, field), getattr(want, field)
+            for name in ("type_guid", "start_bytes", "size_bytes", "guid", "name"):
+                found, value = getattr(partition, name), getattr(want, name)
                 if value is not None and found != value:
                     place = f"partition {partition.number}"
-                    message = f"its {field} is {found}, wanted is {value}"
+                    message = f"its {name} is {found}, wanted is {value}"
                     self._findings.add(Check.GPT_DIFFERS, place, message)
 
     def _esp(self, partitions: Sequence[gpt.Partition]) -> fat.Fat | None:
@@ -224,6 +226,8 @@ class _Inspector:
         cmdlines = [one.image.cmdline for one in self._ukis]
         if self._expected.cmdline is not None and not cmdlines:
             findings.add(Check.UKI_CMDLINE_DIFFERS, "EFI", "no image has a command line")
+        if self._expected.sections and not cmdlines:
+            findings.add(Check.UKI_SECTION_DIFFERS, "EFI", "there is no unified kernel image")
 
     def _boot_file(self, file: fat.FatFile, machine: str | None, findings: Findings) -> None:
         with findings.catching(Check.PE_DAMAGED):
@@ -238,6 +242,10 @@ class _Inspector:
             if wanted is not None and image.cmdline != wanted:
                 message = f"it is {image.cmdline!r}, wanted is {wanted!r}"
                 findings.add(Check.UKI_CMDLINE_DIFFERS, ".cmdline", message)
+            for name, digest in self._expected.sections.items():
+                if uki.digest(file, image, name) != digest:
+                    message = f"its SHA-256 is not {digest.hex()}"
+                    findings.add(Check.UKI_SECTION_DIFFERS, name, message)
 
     def _stores(self, partitions: Sequence[gpt.Partition]) -> None:
         """Read the file system of every partition that may hold the store."""

@@ -5,6 +5,7 @@ Source: the UAPI group's Unified Kernel Image specification; os-release(5).
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from calve.disk.inspect import pe
 from calve.disk.inspect.findings import Check, Findings, printable
 from calve.disk.inspect.source import Slice, Source
 
-__all__ = ["Uki", "read"]
+__all__ = ["Uki", "digest", "read"]
 
 _MAX_TEXT_BYTES = 64 << 10
+_PIECE_BYTES = 256 << 10
 _ONCE = (".linux", ".initrd", ".cmdline", ".osrel", ".uname")
 
 
@@ -75,6 +77,18 @@ def read(source: Source, findings: Findings) -> Uki | None:
         initrd_bytes=0 if initrd is None else initrd.content_bytes,
         sections=program.sections,
     )
+
+
+def digest(source: Source, image: Uki, name: str) -> bytes | None:
+    """Return the SHA-256 of a section's content; None where there is no such section."""
+    section = next((one for one in image.sections if one.name == name), None)
+    if section is None:
+        return None
+    state = hashlib.sha256()
+    for at in range(0, section.content_bytes, _PIECE_BYTES):
+        count = min(_PIECE_BYTES, section.content_bytes - at)
+        state.update(source.read(section.file_at + at, count))
+    return state.digest()
 
 
 def _text(source: Source, section: pe.Section | None, findings: Findings) -> str | None:
