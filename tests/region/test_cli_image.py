@@ -289,6 +289,28 @@ def test_the_next_release_is_a_few_blocks_upon_the_parent_s_snapshot(world):
     assert "--full" in lacks.stderr
 
 
+def test_dm_verity_goes_from_parent_to_child(world):
+    assert not world.build(1, "plain")["verity"]
+    first = world.build(1, "one", "--verity")
+    assert first["verity"]
+    second = world.build(2, "two", "--parent", "one", content=b"other")
+    assert second["verity"]
+    assert 0 < second["changed_blocks"] <= 10
+    for built in (first, second):
+        (row,) = world.json("publish", built["directory"], "--deep")["regions"]
+        seen = exported(world.here, row["snapshot"], world.directory / "volume")
+        assert seen.findings == ()
+        assert seen.verity is not None
+    # Built whole, it is the same system below another root hash or none.
+    assert world.build(2, "full", "--parent", "one", "--full", content=b"other")["verity"]
+    (world.directory / "one/verity").write_bytes(b"not the tree")
+    path = world.system(3)
+    done = world.run(
+        "build", path, "--store", world.root, "--out", "three", "--parent", "one", code=7
+    )
+    assert "one/verity: it is no tree of dm-verity" in done.stderr
+
+
 def test_an_overlay_as_a_parent(world):
     world.build(1, "one")
     world.run("publish", "one")
@@ -367,6 +389,8 @@ def test_a_base_image_with_a_seed(world):
         (("--manifest", "0" * 64), 2, "are for --from"),
         (("--base", "--parent", "one"), 2, "a base image has no parent"),
         (("--seed", "one"), 2, "--seed is for --base"),
+        (("--base", "--verity"), 2, "--verity is for release images"),
+        (("--parent", "one", "--verity"), 2, "one: the parent is not under dm-verity"),
         (("--parent-region", HERE), 2, "goes with --parent"),
         (("--initrd", "none"), 5, "none: there is no such file"),
         (("--line", "Web!"), 2, "no name for a line"),

@@ -6,6 +6,9 @@ and has its closure inside.
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import time
 from unittest import mock
 
 import pytest
@@ -50,8 +53,8 @@ def base(rig, publisher, tmp_path_factory):
     return volume(rig, publish(publisher, built).snapshot.id, folder / "volume.raw")
 
 
-@pytest.fixture(scope="module")
-def release(rig, publisher, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "verity"])
+def release(request, rig, publisher, tmp_path_factory):
     """Publish two releases, the second onto the first; return the second's volume and how many blocks it sent."""
     folder = tmp_path_factory.mktemp("release")
     parent, sent = None, []
@@ -61,11 +64,12 @@ def release(rig, publisher, tmp_path_factory):
             source = StoreSource(store)
             start = start_of(source, path, folder)
             blocks = None if parent is None else FileBlocks(parent.raw, parent.disk)
-            made = Release("web", X86_64, start, source, path, parent, blocks)
+            made = Release("web", X86_64, start, source, path, parent, blocks, verity=request.param)
             parent = made.build(folder / str(number), cancel=Cancel())
         published = publish(publisher, parent)
         sent.append(published.blocks)
-    return volume(rig, published.snapshot.id, folder / "volume.raw"), sent
+    assert parent.has_verity == request.param
+    return volume(rig, published.snapshot.id, folder / "volume.raw"), sent, parent
 
 
 def test_a_base_image_pulls_and_serves(rig, base):
@@ -78,9 +82,28 @@ def test_a_base_image_pulls_and_serves(rig, base):
 
 
 def test_the_second_release_of_a_line_is_a_few_blocks_and_serves(rig, release):
-    image, sent = release
+    image, sent, _ = release
     assert sent[0] > 200
     assert sent[1] <= 10
     path = rig.release("webserver", 2)
     with mock.patch.object(rig, "image", return_value=image), rig.boot(rig.user_data(path)) as boot:
         assert boot.get() == (200, "calve demo release 2\n")
+
+
+def test_under_dm_verity_a_bit_that_flipped_ends_the_machine(rig, release, tmp_path):
+    image, _, built = release
+    if not built.has_verity:
+        pytest.skip("without dm-verity nobody would know")
+    bad = tmp_path / "bad.raw"
+    subprocess.run(["cp", "--sparse=always", "--", image.disk, bad], check=True)
+    start = next(one.start_bytes for one in built.disk.partitions if one.name == "root")
+    with bad.open("r+b") as file:
+        file.seek(start + 2048)  # in the superblock's block: the first that is read
+        file.write(b"\1")
+    bad = dataclasses.replace(image, disk=bad)
+    path = rig.release("webserver", 2)
+    with mock.patch.object(rig, "image", return_value=bad), rig.boot(rig.user_data(path)) as boot:
+        end = time.monotonic() + 100
+        while "dm-verity device corrupted" not in boot.console and time.monotonic() < end:
+            time.sleep(0.2)
+        assert "dm-verity device corrupted" in boot.console, boot.console[-3000:]

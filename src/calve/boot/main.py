@@ -16,6 +16,7 @@ from calve.errors import CalveError
 __all__ = ["LATER", "import_everything", "main"]
 
 LATER = (
+    "calve.boot.verity",  # a process of its own
     "calve.cache.directory",
     "calve.cache.s3",
     "calve.cache.web",

@@ -109,6 +109,11 @@ def _add_parent(parser: argparse.ArgumentParser) -> None:
         metavar="REGION",
         help="where the parent's snapshot is, if its file has changed blocks only",
     )
+    parser.add_argument(
+        "--verity",
+        action="store_true",
+        help="put a release image's closure under dm-verity (default: as the parent)",
+    )
     parser.add_argument("--full", action="store_true", help="build it whole, whatever the parent")
 
 
@@ -122,6 +127,7 @@ class _Plan:
     source: Source
     parent: Built | None
     why_full: str
+    verity: bool
 
 
 def run(options: argparse.Namespace, session: Session) -> int:
@@ -155,6 +161,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--manifest and --trusted are for --from")
     if options.base and options.parent is not None:
         raise UsageError("a base image has no parent", hint="leave --parent out")
+    if options.verity and options.base:
+        raise UsageError("--verity is for release images: machines write to a base image's disk")
     if options.seed and not options.base:
         raise UsageError("--seed is for --base: a release image has its whole closure")
     if options.parent_region is not None and options.parent is None:
@@ -194,9 +202,9 @@ def _plan(options: argparse.Namespace, source: Source) -> _Plan:
     seeds = tuple(common.resolve(text, root) for text in options.seed)
     parent, why = _parent(options)
     line = options.line or (ami.line_of(system) if parent is None else parent.line)
-    return _Plan(
-        system, seeds, ami.check_line(line), source, None if why or options.full else parent, why
-    )
+    onto = None if why or options.full else parent
+    verity = options.verity or (parent is not None and parent.has_verity)
+    return _Plan(system, seeds, ami.check_line(line), source, onto, why, verity)
 
 
 def _parent(options: argparse.Namespace) -> tuple[Built | None, str]:
@@ -237,7 +245,7 @@ def _build(
         return base.build(options.out, progress=progress, cancel=session.cancel)
     with _blocks(options, session, plan.parent) as blocks:
         release = build.Release(
-            plan.line, arch, start, plan.source, plan.system, plan.parent, blocks
+            plan.line, arch, start, plan.source, plan.system, plan.parent, blocks, plan.verity
         )
         return release.build(options.out, progress=progress, cancel=session.cancel)
 
@@ -317,6 +325,7 @@ def _facts(options: argparse.Namespace, plan: _Plan) -> dict[str, object]:
         "base": options.base,
         "parent": None if plan.parent is None else plan.parent.disk.digest,
         "rebased": bool(plan.why_full),
+        "verity": plan.verity,
     }
 
 

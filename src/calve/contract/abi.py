@@ -50,7 +50,7 @@ INIT: Final = "/nix/var/nix/profiles/system/init"
 _TEXT = 4096
 _WORDS = 512
 # What a second kernel cannot know by itself: the machine's disk and console, and what somebody told its agent.
-_CARRIED: Final = ("root", "rootflags", "rootfstype", "console")
+_CARRIED: Final = ("root", "rootflags", "rootfstype", "roothash", "console")
 _OURS: Final = ("calve.kexec", "calve.kernel", "calve.initrd")
 
 

@@ -32,6 +32,7 @@ OPTIONAL = (
     "virtio_rng",
     "erofs",
     "overlay",
+    "dm_verity",
 )
 APPLETS = (
     "sh", "mount", "umount", "mkdir", "cat", "echo", "sleep", "insmod", "ip", "udhcpc", "findfs", "switch_root",

@@ -7,6 +7,7 @@ what the parent has is neither read nor moved, and what is written is an overlay
     DIRECTORY/disk.raw            the disk, or the overlay upon its parent
     DIRECTORY/disk.json           every block's digest (`disk.disk`)
     DIRECTORY/layout-DIGEST.json  of a release image: where every object lies (`disk.layout`); of this very disk
+    DIRECTORY/verity              of a release image with dm-verity: the tree of hashes
     DIRECTORY/parent.json         of an overlay: every block's digest of its parent
     DIRECTORY/image.json          what it is an image of, v1: line, closure, what it is seeded with, what firmware starts
 """
@@ -25,6 +26,7 @@ from typing import Final
 
 from calve.contract import abi
 from calve.disk import assemble, erofs, ext4, fat, gpt, uki
+from calve.disk import verity as dm_verity
 from calve.disk.arch import Arch
 from calve.disk.disk import BLOCK_BYTES, Disk
 from calve.disk.disk import read as read_disk
@@ -57,9 +59,12 @@ CONSOLES: Final = ("console=tty0", "console=ttyS0,115200n8")
 
 _NAMESPACE: Final = uuid.UUID("ca1fe000-0000-4000-8000-0000000000ff")
 _RAW: Final = "disk.raw"
+_TREE: Final = "verity"
+_TREE_PARTITION: Final = "root-verity"
 _PARENT: Final = "parent.json"
 _FACTS: Final = "image.json"
 _VERSION: Final = 1
+_LEAST_TREE_BYTES: Final = 8 << 20  # of 1 GiB of data
 _LEAST_ROOT_BYTES: Final = (
     256 << 20
 )  # smaller ones have few inodes and a small journal, however far they grow
@@ -135,6 +140,11 @@ class Built:
         if self.layout is None:
             return self.seeded
         return {path: placed.info.nar_hash for path, placed in self.layout.paths.items()}
+
+    @property
+    def has_verity(self) -> bool:
+        """Say whether its root partition is under dm-verity."""
+        return any(one.name == _TREE_PARTITION for one in self.disk.partitions)
 
     @property
     def raw(self) -> Path:
@@ -311,6 +321,7 @@ class Release:
         system: the toplevel.
         parent: the image of the release before; None writes a whole one.
         blocks: reads the parent's blocks.
+        verity: put the root partition under dm-verity; as the parent is.
     """
 
     line: str
@@ -320,6 +331,7 @@ class Release:
     system: StorePath
     parent: Built | None = None
     blocks: Blocks | None = None
+    verity: bool = False
 
     def build(self, out: Path, *, progress: Progress = silent, cancel: Cancel) -> Built:
         """Build it into a directory, which must not be the parent's.
@@ -333,6 +345,12 @@ class Release:
             raise UsageError("the parent is no release image", place=parent.directory)
         if parent is not None and parent.directory.resolve() == out.resolve():
             raise UsageError("this is the parent's own directory", place=out)
+        if parent is not None and parent.has_verity != self.verity:
+            raise UsageError(
+                f"the parent is {'' if parent.has_verity else 'not '}under dm-verity",
+                place=parent.directory,
+                hint="build it whole, with --full",
+            )
         out.mkdir(parents=True, exist_ok=True)
         builder = _Builder(self.line, self.arch, self.start, out, progress, cancel)
         with tempfile.TemporaryDirectory(prefix=".image-", dir=out) as name:
@@ -346,11 +364,46 @@ class Release:
                 if parent is not None:
                     self._complete(store, writer.written, writer.dirty, parent)
             identity = uuid.UUID(bytes=layout.uuid)
-            esp = builder.loader(work, (f"root=UUID={identity}", "rootfstype=erofs"))
+            words = [f"root=UUID={identity}", "rootfstype=erofs"]
+            hashes = []
+            if self.verity:
+                progress(Note("hashing the file system for dm-verity"))
+                tree = self._tree(store, work, builder.seed, dirty or (), cancel)
+                hashes.append(self._hashes(tree))
+                words.append(f"roothash={tree.root_hash}")
+            esp = builder.loader(work, words)
             part = assemble.Part("root", gpt.Kind.ROOT, store, fill=True, dirty=dirty)
-            disk = builder.disk([esp, part], None if parent is None else parent.disk)
+            disk = builder.disk([esp, *hashes, part], None if parent is None else parent.disk)
+            if self.verity:
+                tree.path.replace(out / _TREE)
         upon = None if parent is None else parent.disk
         return _keep(Built(out, disk, self.line, self.system, layout, upon, loader=builder.made))
+
+    def _tree(
+        self, store: Path, work: Path, seed: uuid.UUID, dirty: Collection[int], cancel: Cancel
+    ) -> dm_verity.Tree:
+        """Make the tree of hashes, upon the parent's where there is one."""
+        before = None if self.parent is None else dm_verity.read(self.parent.directory / _TREE)
+        return dm_verity.write(
+            store, work / _TREE, seed=seed, parent=before, dirty=dirty, cancel=cancel
+        )
+
+    def _hashes(self, tree: dm_verity.Tree) -> assemble.Part:
+        """Return the tree's partition: as large as the parent's, so that what stands behind it does not move."""
+        size = tree.path.stat().st_size
+        room = max(_LEAST_TREE_BYTES, 2 * size)
+        if self.parent is not None:
+            disk = self.parent.disk
+            room = next(one.size_bytes for one in disk.partitions if one.name == _TREE_PARTITION)
+            if size > room:
+                raise UsageError(
+                    "the parent has no room for the hashes of so much data",
+                    place=self.parent.directory,
+                    hint="build it whole, with --full",
+                )
+        return assemble.Part(
+            _TREE_PARTITION, gpt.Kind.ROOT_VERITY, tree.path, room, dirty=tree.changed
+        )
 
     def _complete(
         self, store: Path, written: Sequence[Extent], dirty: Collection[int], parent: Built
