@@ -53,7 +53,13 @@ def base(rig, publisher, tmp_path_factory):
     return volume(rig, publish(publisher, built).snapshot.id, folder / "volume.raw")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "verity"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="plain", marks=pytest.mark.full),
+        pytest.param(True, id="verity"),
+    ],
+)
 def release(request, rig, publisher, tmp_path_factory):
     """Publish two releases, the second onto the first; return the second's volume and how many blocks it sent."""
     folder = tmp_path_factory.mktemp("release")

@@ -106,8 +106,9 @@ def _read(descriptor: int, session: Session) -> Generator[bytes]:
 def _console(instance_id: str) -> bytes:
     from calve.aws.ec2 import Ec2
     from calve.aws.session import Session as AwsSession
+    from calve.aws.session import default_region
 
-    return Ec2(AwsSession()).console(instance_id).encode("utf-8", "replace")
+    return Ec2(AwsSession(default_region())).console(instance_id).encode("utf-8", "replace")
 
 
 # Text

@@ -222,10 +222,11 @@ def test_an_instance_is_asked_for_its_console(monkeypatch, tmp_path):
             return (DATA / "webserver.log").read_text(encoding="utf-8")
 
     monkeypatch.setattr(calve.aws.ec2, "Ec2", Ec2)
+    monkeypatch.setenv("AWS_REGION", "eu-west-3")  # boto itself does not read it
     monkeypatch.chdir(tmp_path)
     name = "i-0123456789abcdef0"
     assert run("timeline", name) == (0, SHOWN, "")
-    assert asked[1:] == [name]
+    assert (asked[0].region, asked[1:]) == ("eu-west-3", [name])
     Path(name).write_bytes((DATA / "webserver.log").read_bytes())  # a file goes first
     assert run("timeline", name) == (0, SHOWN, "")
     assert asked[1:] == [name]
