@@ -34,7 +34,7 @@ def test_an_image_is_registered_and_found(place, made):
     name, image, snapshot = made
     (found,) = place.ec2.images()
     assert found == Ami(
-        image, name, "available", "x86_64", (snapshot,), found.created, "", found.tags
+        image, name, "available", "x86_64", (snapshot,), found.created, "", found.tags, 1
     )
     assert found.tags[ami.LINE] == "web"
     assert dt.datetime.fromisoformat(found.created).tzinfo is not None
