@@ -27,8 +27,11 @@ from calve.demo.imports import Importer, temporary
 from calve.demo.system import Boot
 from calve.demo.tiny import build_tiny
 from calve.demo.workshop import Workshop
-from calve.disk import initrd, payload
+from calve.disk import ext4, initrd, payload
 from calve.errors import CalveError, NotFoundError
+from calve.image.build import start_of
+from calve.image.seedtree import SeedTree
+from calve.image.source import StoreSource
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.process import which
@@ -38,6 +41,7 @@ PAIRS = int(os.environ.get("CALVE_BENCH_PAIRS", "3"))
 PAGE = "calve demo release 1"
 
 _FIRST = "the first version"
+_SEEDED = "calve on a base image"
 _LEVEL = 9  # of the initrds that boot: the workshop's
 _PACKED = 19  # of those that are weighed: `calve image initrd`'s
 _RANGE = 0.2  # above it, CPU seconds decide
@@ -83,9 +87,12 @@ class Bench:
             cases = {name: partial(case, name, *image) for name, image in images.items()}
             runs = interleaved(cases, PAIRS)
         self.rows.append(_least("the closure's NARs", nar_bytes / 1e6, "MB", 100))
-        for name in list(runs)[1:]:
+        for name in [one for one in runs if one not in {"calve", _SEEDED}]:
             least = 1 / 0.7 if name == _FIRST else 2.0
             self.rows += _faster(f"against {name}", runs["calve"], runs[name], least)
+            self.rows += _faster(
+                f"on a base image, against {name}", runs[_SEEDED], runs[name], least
+            )
         self.rows += _phases(boots["calve"], boots.get(_FIRST, ()))
         self._memory_rows("the webserver", boots["calve"])
         self.notes += beside(runs, "boot")
@@ -98,6 +105,10 @@ class Bench:
         empty = self._workshop.disk(DISK_BYTES)
         images: dict[str, tuple[MachineImage, Mapping[str, str] | None]] = {
             "calve": (rig.image(self._workshop.initrd(hold_s=1), empty), None),
+            _SEEDED: (
+                rig.image(self._workshop.initrd(hold_s=1), self._seeded(store, system)),
+                None,
+            ),
         }
         old = self._first(_LEVEL)
         if old is not None:
@@ -111,6 +122,18 @@ class Bench:
             images["amazon-init"] = (image, _boot_peer.DEFAULTS)
             images["amazon-init tuned"] = (image, _boot_peer.TUNED)
         return images
+
+    def _seeded(self, store: LocalStore, system: StorePath) -> Path:
+        """Make the root disk that `calve image build --base` makes: it has its own kernel and initrd."""
+        source, disk = StoreSource(store), self._work / "seeded.raw"
+        with tempfile.TemporaryDirectory(dir=self._work) as name:
+            seeds = start_of(source, system, Path(name)).seeds
+            tree = Path(name) / "tree"
+            tree.mkdir(mode=0o755)
+            with SeedTree(tree) as sink:
+                source.fill(sink, seeds)
+            ext4.make(disk, DISK_BYTES, tree=tree)
+        return disk
 
     def _first(self, level: int, bare: Path | None = None) -> Path | None:
         """Pack the first version's initrd; None, with a note, where it cannot be had."""
