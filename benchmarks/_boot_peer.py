@@ -140,6 +140,8 @@ def _flatten(store: LocalStore, source: Path, into: Path) -> None:
     into.mkdir()
     for entry in sorted(os.scandir(_follow(store, source)), key=lambda entry: entry.name):
         place, target = Path(entry.path), into / entry.name
+        if entry.name.partition("-")[0] == "calve":
+            continue  # a stock image has nothing of ours
         if entry.is_dir(follow_symlinks=False):
             _flatten(store, place, target)
         elif entry.is_symlink() and not os.readlink(place).startswith(f"{STORE_DIR}/"):
