@@ -718,6 +718,31 @@ def test_only_what_nothing_needs_is_pruned(world):
     assert "nothing is to be removed" in again.stderr
 
 
+def test_what_a_pin_of_the_cache_names_stays(world):
+    first = published(world, 1, "one")
+    published(world, 2, "two", "--parent", "one", content=b"other")
+    closure = world.here.images()[first["name"]].tags["calve:closure"]
+    key = SecretKey.generate("test-1")
+    (world.directory / "key").write_text(key.dump())
+    (world.directory / "key").chmod(0o600)
+    cache = f"file://{world.directory}/cache"
+    for words in (
+        ("push", closure, "--store", world.root, "--to", cache, "--key", world.directory / "key"),
+        ("cache", "pin", "live", closure, "--cache", cache, "--trusted", key.public.dump()),
+    ):
+        done = subprocess.run(world.argv(*words), env=world.env, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert kept(world)[first["name"]] is None
+    assert kept(world, "--cache", cache)[first["name"]] == "a release or a pin keeps it"
+    (world.directory / "calve.toml").write_text(f'[cache]\nurl = "{cache}"\n')
+    assert kept(world)[first["name"]] == "a release or a pin keeps it"
+    for manifest in (world.directory / "cache/manifests").rglob("*.*"):
+        manifest.write_bytes(b"damaged")
+    done = world.run("prune", "--older-than", "0s", "--yes", code=7)
+    assert "cannot be read" in done.stderr
+    assert len(world.here.images()) == 2
+
+
 def on_a_terminal(world, answer, *args):
     """Run a command on a terminal and answer its question; return the exit code."""
     ours, theirs = pty.openpty()

@@ -15,7 +15,7 @@ from calve.cli import common
 from calve.cli import image_options as shared
 from calve.cli.session import Session
 from calve.clock import SYSTEM
-from calve.errors import ConflictError, NotFoundError, UsageError
+from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.aws.images import SnapshotRow
@@ -47,6 +47,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     shared.add_regions(parser)
     parser.add_argument(
+        "--cache",
+        metavar="URL",
+        help="keep the images of what this cache's pins and releases name (default: the fleet file's)",
+    )
+    parser.add_argument(
         "--keep-closure",
         action="append",
         default=[],
@@ -63,6 +68,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     common.add_dry_run(parser)
     common.add_json(parser)
+    common.add_config(parser)
 
 
 def run(options: argparse.Namespace, session: Session) -> int:
@@ -70,6 +76,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
     from pathlib import Path
 
     kept = frozenset(str(common.resolve(text, Path("/"))) for text in options.keep_closure)
+    kept |= _rooted(options, session)
     before, idle = (_ago(seconds) for seconds in (options.older_than, _IDLE_S))
     names = shared.regions(options)
     with (
@@ -87,6 +94,31 @@ def run(options: argparse.Namespace, session: Session) -> int:
         )
     _print(options, session, found, spared, done=wanted)
     return 0
+
+
+def _rooted(options: argparse.Namespace, session: Session) -> frozenset[str]:
+    """Return the closures that pins and releases of the cache name; none where no cache is named.
+
+    Raises:
+        DamagedError: what one of them names cannot be read, so that nobody knows what may go.
+    """
+    from calve.cache import pins
+
+    cache = common.cache_of(options, "cache")
+    url = options.cache or (None if cache is None else cache.url)
+    if url is None:
+        return frozenset()
+    found = set()
+    with common.caches(session, [url]) as (objects,):
+        for one in pins.kept(objects):
+            if one.problem:
+                raise DamagedError(
+                    f"the manifest of {one.root.owner}/{one.root.name} cannot be read: {one.problem}",
+                    place=url,
+                    hint="calve cache repair, or calve cache pin NAME --remove",
+                )
+            found.add(str(one.toplevel))
+    return frozenset(found)
 
 
 def _ago(seconds: float) -> str:
