@@ -282,8 +282,12 @@ def test_without_draining_requests_fail(place):
     until(lambda: len(place.healthy(arn)) == 2)
     with Load(place.balancer.address) as load:
         until(lambda: len(load.answers) > 4)
-        place.release(template, b"release 2")
-        until(lambda: finished(place))
+        # No request may be under way at a machine's end, if that is luck: several releases have none.
+        for number in range(2, 7):
+            place.release(template, b"release %d" % number)
+            until(lambda: finished(place))
+            if load.failed:
+                break
     assert load.failed
 
 
