@@ -29,9 +29,9 @@ from calve.demo.tiny import build_tiny
 from calve.demo.workshop import Workshop
 from calve.disk import ext4, initrd, payload
 from calve.errors import CalveError, NotFoundError
-from calve.image.build import start_of
 from calve.image.seedtree import SeedTree
 from calve.image.source import StoreSource
+from calve.image.start import start_of
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.process import which

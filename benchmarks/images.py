@@ -29,10 +29,12 @@ from calve.demo.workshop import Workshop
 from calve.demo.world import REGION, World
 from calve.disk.arch import X86_64
 from calve.disk.disk import BLOCK_BYTES
-from calve.image.build import Built, Release, start_of
+from calve.image.built import Built
 from calve.image.parent import FileBlocks
 from calve.image.publish import Publisher
+from calve.image.release import Release
 from calve.image.source import StoreSource
+from calve.image.start import start_of
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.region.faults import Delay, FaultPlan

@@ -24,11 +24,13 @@ from calve.disk.disk import BLOCK_BYTES, Block
 from calve.disk.inspect.report import inspect
 from calve.disk.inspect.source import FileSource
 from calve.disk.uki import find_stub
-from calve.image.build import Base, Release, start_of
+from calve.image.base import Base
 from calve.image.parent import FileBlocks
 from calve.image.plan import Parent, plan
 from calve.image.publish import expected
+from calve.image.release import Release
 from calve.image.source import StoreSource
+from calve.image.start import start_of
 from calve.image.verify import verify
 from calve.nix.store import LocalStore
 from calve.region.ebs_faults import Forget, Rot

@@ -9,7 +9,9 @@ from calve.demo.world import COMMAND_LINE
 from calve.disk.arch import X86_64
 from calve.disk.disk import BLOCK_BYTES
 from calve.disk.inspect.source import FileSource
-from calve.image import build, debug
+from calve.image import debug
+from calve.image.release import Release
+from calve.image.start import Start
 from calve.image.source import StoreSource
 from calve.region import qemu
 from calve.tasks import Cancel
@@ -22,9 +24,9 @@ def make(rig, system, out):
     kernel = rig.workshop.kernel()
     words = tuple(word for word in COMMAND_LINE.split() if not word.startswith(("root=", "init=")))
     initrd = rig.workshop.initrd(hold_s=1, debug=True)
-    start = build.Start(kernel.image, initrd, kernel.version, words)
+    start = Start(kernel.image, initrd, kernel.version, words)
     with rig.workshop.store() as store:
-        release = build.Release("tiny", X86_64, start, StoreSource(store), system)
+        release = Release("tiny", X86_64, start, StoreSource(store), system)
         built = release.build(out, cancel=Cancel())
     written = {block.index for block in built.disk.blocks}
     with built.raw.open("r+b") as file:

@@ -17,10 +17,12 @@ from calve.aws.ebs import EbsDirect
 from calve.aws.images import Images
 from calve.demo.world import REGION
 from calve.disk.arch import X86_64
-from calve.image.build import Base, Release, start_of
+from calve.image.base import Base
 from calve.image.parent import FileBlocks
 from calve.image.publish import Publisher
+from calve.image.release import Release
 from calve.image.source import StoreSource
+from calve.image.start import start_of
 from calve.region import qemu
 from calve.tasks import Cancel
 

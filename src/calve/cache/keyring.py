@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from calve.cache import record
+from calve import record
 from calve.cache.objects import MissingCacheError, is_missing
 from calve.errors import (
     AccessError,

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calve.cache import record
+from calve import record
 from calve.cache.compression import compressor, decompressor
 from calve.errors import DamagedError, UsageError
 from calve.nix.hashes import Hash

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
+from calve import record
 from calve.cache import manifest as manifests
-from calve.cache import record
 from calve.cache.manifest import Manifest, boot_order
 from calve.cache.objects import Objects
 from calve.errors import DamagedError, NotFoundError, SignatureError, UsageError

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from calve.cache import record
+from calve import record
 from calve.cache.manifest import MAX_PATHS, check_digest
 from calve.cache.objects import is_missing
 from calve.errors import AccessError, DamagedError, NotFoundError, UsageError

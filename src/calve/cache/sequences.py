@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calve.cache import keyring, record
+from calve import record
+from calve.cache import keyring
 from calve.errors import CalveError, DamagedError, UsageError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from calve.cache import record
+from calve import record
 from calve.cache.compression import compressor, decompressor
 from calve.cache.objects import Listed, is_missing
 from calve.errors import AccessError, DamagedError, NotFoundError

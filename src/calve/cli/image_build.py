@@ -17,9 +17,10 @@ from calve.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.disk.arch import Arch
-    from calve.image.build import Built, Start
+    from calve.image.built import Built
     from calve.image.parent import Blocks
     from calve.image.source import Source
+    from calve.image.start import Start
     from calve.nix.storepath import StorePath
     from calve.progress import Progress
 
@@ -209,7 +210,7 @@ def _plan(options: argparse.Namespace, source: Source) -> _Plan:
 
 def _parent(options: argparse.Namespace) -> tuple[Built | None, str]:
     """Read the parent; return it, and why the image is built whole although there is one."""
-    from calve.image.build import load
+    from calve.image.built import load
 
     if options.parent is None:
         return None, ""
@@ -229,11 +230,11 @@ def _parent(options: argparse.Namespace) -> tuple[Built | None, str]:
 def _build(
     options: argparse.Namespace, session: Session, plan: _Plan, work: Path, progress: Progress
 ) -> Built:
-    from calve.image import build
+    from calve.image.base import Base
+    from calve.image.release import Release
+    from calve.image.start import start_of
 
-    start = build.start_of(
-        plan.source, plan.system, work, initrd=options.initrd, debug=options.debug
-    )
+    start = start_of(plan.source, plan.system, work, initrd=options.initrd, debug=options.debug)
     arch = _arch(options, start)
     if plan.parent is not None and plan.parent.disk.arch != arch:
         raise UsageError(
@@ -241,10 +242,10 @@ def _build(
             place=options.parent,
         )
     if options.base:
-        base = build.Base(plan.line, arch, start, plan.source, plan.seeds)
+        base = Base(plan.line, arch, start, plan.source, plan.seeds)
         return base.build(options.out, progress=progress, cancel=session.cancel)
     with _blocks(options, session, plan.parent) as blocks:
-        release = build.Release(
+        release = Release(
             plan.line, arch, start, plan.source, plan.system, plan.parent, blocks, plan.verity
         )
         return release.build(options.out, progress=progress, cancel=session.cancel)
@@ -287,13 +288,13 @@ def _blocks(
 
 def _say_plan(options: argparse.Namespace, session: Session, plan: _Plan, work: Path) -> None:
     """Print what would be read, and where to."""
-    from calve.image import build
+    from calve.image.start import start_of
     from calve.ui.text import mb
 
     roots = [plan.system]
     known = () if plan.parent is None or plan.parent.layout is None else plan.parent.layout.paths
     if options.base:
-        start = build.start_of(plan.source, plan.system, work, initrd=options.initrd)
+        start = start_of(plan.source, plan.system, work, initrd=options.initrd)
         roots = list(dict.fromkeys((*start.seeds, *plan.seeds)))
     wanted = plan.source.wanted(roots, known)
     nar_bytes = sum(info.nar_size for info in wanted)

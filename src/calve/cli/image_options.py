@@ -15,7 +15,7 @@ from calve.cli.session import Session
 from calve.errors import CalveError, UsageError
 
 if TYPE_CHECKING:
-    from calve.image.build import Built
+    from calve.image.built import Built
     from calve.image.plan import BlockPlan
     from calve.image.publish import Publisher
     from calve.progress import Event, Progress

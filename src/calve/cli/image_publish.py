@@ -12,7 +12,7 @@ from calve.cli.session import Session
 from calve.errors import CancelledError
 
 if TYPE_CHECKING:
-    from calve.image.build import Built
+    from calve.image.built import Built
     from calve.image.publish import Published, Publisher
 
 __all__ = ["arguments", "run"]

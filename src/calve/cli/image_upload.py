@@ -11,7 +11,7 @@ from calve.cli.session import Session
 from calve.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
-    from calve.image.build import Built
+    from calve.image.built import Built
     from calve.image.plan import BlockPlan
     from calve.image.publish import Publisher
     from calve.image.upload import Snapshot

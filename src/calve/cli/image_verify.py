@@ -12,7 +12,7 @@ from calve.cli.session import Session
 
 if TYPE_CHECKING:
     from calve.disk.inspect.report import Finding as Flaw
-    from calve.image.build import Built
+    from calve.image.built import Built
     from calve.image.publish import Publisher
     from calve.image.verify import Finding
 

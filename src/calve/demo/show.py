@@ -31,9 +31,10 @@ from calve.errors import CalveError, DeadlineError, UsageError
 from calve.fleet import release as releases
 from calve.fleet.config import Config, Fleet, Health, parse
 from calve.fleet.release import Release
-from calve.image.build import Base, start_of
+from calve.image.base import Base
 from calve.image.publish import Publisher
 from calve.image.source import StoreSource
+from calve.image.start import start_of
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calve import record
 from calve.disk.arch import Arch, arch
-from calve.errors import CalveError, DamagedError, NotFoundError, UsageError
+from calve.errors import DamagedError, NotFoundError, UsageError
 
 __all__ = ["BLOCK_BYTES", "MAX_BLOCKS", "ZERO_BLOCK", "Block", "Content", "Disk", "read", "sidecar"]
 
@@ -130,7 +130,7 @@ class Disk:
             "parent": self.parent,
             "changed": None if self.changed is None else list(self.changed),
         }
-        return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+        return record.dump(body)
 
     @classmethod
     def parse(cls, data: bytes, place: object) -> Disk:
@@ -140,12 +140,13 @@ class Disk:
             UsageError: it is of a version that we do not read.
             DamagedError: it is none, or says what cannot be.
         """
-        body = _document(data, place)
+        fields = record.parse(
+            data, what="disk's description", version=VERSION, limit=_LIMIT_BYTES, place=str(place)
+        )
         try:
-            return _disk(body)
-        except (KeyError, TypeError, ValueError, CalveError) as error:
-            what = error.message if isinstance(error, CalveError) else f"{error}"
-            raise DamagedError(f"the disk's description is damaged: {what}", place=place) from error
+            return _disk(fields)
+        except UsageError as error:  # a processor, or a size, that is not ours
+            raise DamagedError(error.message, place=place) from error
 
 
 def sidecar(path: Path) -> Path:
@@ -179,85 +180,75 @@ def _runs(blocks: Iterable[Block]) -> Iterator[dict[str, Any]]:
         yield {"first": members[0].index, "sha256": [block.sha256 for block in members]}
 
 
-def _document(data: bytes, place: object) -> dict[str, Any]:
-    if len(data) > _LIMIT_BYTES:
-        raise DamagedError("the disk's description is too long", place=place)
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError("the disk's description is not JSON", place=place) from error
-    if not isinstance(body, dict) or "version" not in body:
-        raise DamagedError("it is no description of a disk", place=place)
-    if body["version"] != VERSION:
-        raise UsageError(
-            f"the disk's description is of version {str(body['version'])[:20]}, we read {VERSION}",
-            place=place,
-            hint="a newer calve made it",
-        )
-    return body
+def _disk(fields: record.Fields) -> Disk:
+    size = _within(fields, "size", 1, _MAX_SIZE_BYTES)
+    if fields.number("blockSize") != BLOCK_BYTES or size % BLOCK_BYTES:
+        raise DamagedError(f"blocks are not of {BLOCK_BYTES} bytes", place=fields.place)
+    blocks = tuple(_blocks(fields, size // BLOCK_BYTES))
+    rows = _items(fields, "partitions", _MAX_PARTITIONS)
+    partitions = tuple(_partition(record.Fields(one, fields.place), size) for one in rows)
+    parent, changed = fields.optional("parent", _digest), None
+    if fields.has("changed") != (parent is not None):
+        raise DamagedError("changed blocks and a parent do not go together", place=fields.place)
+    if parent is not None:
+        changed = tuple(_changed(fields, {block.index for block in blocks}))
+    return Disk(fields.text("arch", arch), size, partitions, blocks, parent, changed)
 
 
-def _disk(body: dict[str, Any]) -> Disk:
-    size = _number(body["size"], 1, _MAX_SIZE_BYTES)
-    if body["blockSize"] != BLOCK_BYTES or size % BLOCK_BYTES:
-        raise ValueError(f"blocks are of {BLOCK_BYTES} bytes")
-    blocks = tuple(_blocks(body["blocks"], size // BLOCK_BYTES))
-    partitions = tuple(_partition(one, size) for one in _list(body["partitions"], _MAX_PARTITIONS))
-    changed, parent = body["changed"], body["parent"]
-    if (changed is None) != (parent is None):
-        raise ValueError("changed blocks and a parent go together")
-    if changed is not None:
-        changed = tuple(_list(changed, MAX_BLOCKS))
-        parent = _digest(parent)
-        listed = {block.index for block in blocks}
-        if not all(type(one) is int and one in listed for one in changed):
-            raise ValueError("a changed block is not listed")
-        if list(changed) != sorted(set(changed)):
-            raise ValueError("the changed blocks are not in order")
-    return Disk(arch(_text(body["arch"])), size, partitions, blocks, parent, changed)
+def _changed(fields: record.Fields, listed: Collection[int]) -> Iterator[int]:
+    last = -1
+    for index in _items(fields, "changed", MAX_BLOCKS):
+        if type(index) is not int or index not in listed or index <= last:
+            raise DamagedError("a changed block is not listed, or not in order", place=fields.place)
+        yield index
+        last = index
 
 
-def _blocks(runs: Any, count: int) -> Iterator[Block]:
+def _blocks(fields: record.Fields, count: int) -> Iterator[Block]:
     following = total = 0
-    for run in _list(runs, MAX_BLOCKS):
-        index = _number(run["first"], following, count - 1)
-        for digest in _list(run["sha256"], MAX_BLOCKS):
+    for one in _items(fields, "blocks", MAX_BLOCKS):
+        run = record.Fields(one, fields.place)
+        index = _within(run, "first", following, count - 1)
+        for digest in run.texts("sha256", _digest):
             total += 1
             if index >= count or total > MAX_BLOCKS:
-                raise ValueError("there are more blocks than the disk has")
-            yield Block(index, _digest(digest))
+                raise DamagedError("there are more blocks than the disk has", place=fields.place)
+            yield Block(index, digest)
             index += 1
         following = index
 
 
-def _partition(one: dict[str, Any], disk_bytes: int) -> Content:
-    start = _number(one["start"], 0, disk_bytes)
-    size = _number(one["size"], 0, disk_bytes - start)
-    content = _number(one["content"], 0, size)
+def _partition(fields: record.Fields, disk_bytes: int) -> Content:
+    start = _within(fields, "start", 0, disk_bytes)
+    size = _within(fields, "size", 0, disk_bytes - start)
+    content = _within(fields, "content", 0, size)
     if start % BLOCK_BYTES:
-        raise ValueError("a partition does not begin with a block")
-    return Content(_text(one["name"]), uuid.UUID(_text(one["type"])), start, size, content)
+        raise DamagedError("a partition does not begin with a block", place=fields.place)
+    return Content(fields.text("name", str), fields.text("type", _guid), start, size, content)
 
 
-def _list(value: Any, limit: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) > limit:
-        raise TypeError("a list is none, or too long")
+def _items(fields: record.Fields, key: str, limit: int) -> list[Any]:
+    found = fields.items(key)
+    if len(found) > limit:
+        raise DamagedError(f"{key} has more than {limit} entries", place=fields.place)
+    return found
+
+
+def _within(fields: record.Fields, key: str, lowest: int, highest: int) -> int:
+    value = fields.number(key)
+    if not lowest <= value <= highest:
+        raise DamagedError(f"{key} is not between {lowest} and {highest}", place=fields.place)
     return value
 
 
-def _number(value: Any, lowest: int, highest: int) -> int:
-    if type(value) is not int or not lowest <= value <= highest:
-        raise ValueError(f"a number is not between {lowest} and {highest}")
-    return value
+def _guid(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise DamagedError("it is no GUID") from error
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a text is none")
-    return value
-
-
-def _digest(value: Any) -> str:
-    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise ValueError("a digest is none")
-    return value
+def _digest(text: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        raise DamagedError("it is no SHA-256 in base 16")
+    return text

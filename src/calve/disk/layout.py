@@ -16,15 +16,15 @@ this image has no more: their bytes are left there. What is neither dead nor an 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from calve import record
 from calve.disk.erofsformat import BLOCK_BYTES, DIRECTORY, REGULAR, SLOTS, SYMLINK
 from calve.disk.extents import GROUP_BLOCKS, Extent, without
-from calve.errors import DamagedError, UsageError
+from calve.errors import DamagedError
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import PathInfo
 from calve.nix.storepath import StorePath
@@ -36,8 +36,6 @@ MAX_BYTES = 256 << 20
 _MAX_BLOCKS = 1 << 32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UUID = re.compile(r"[0-9a-f]{32}")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ class Layout:
             "data": [[digest.hex(), *_pair(extent)] for extent, digest in data],
             "paths": [_dump_path(self.paths[path], numbers) for path in sorted(self.paths)],
         }
-        return json.dumps(document, separators=(",", ":")).encode("ascii") + b"\n"
+        return record.dump(document)
 
     @classmethod
     def parse(cls, text: bytes, place: str = "layout") -> Layout:
@@ -136,7 +134,7 @@ class Layout:
             DamagedError: it is malformed, or not one of an image: objects overlap, or something is missing.
             UsageError: its version is one that we do not read.
         """
-        fields = _document(text, place)
+        fields = record.parse(text, what="layout", version=VERSION, limit=MAX_BYTES, place=place)
         data = [
             _parse_data(item, f"{place}: data {at}") for at, item in enumerate(fields.items("data"))
         ]
@@ -214,65 +212,6 @@ def _dump_path(placed: PlacedPath, numbers: Mapping[bytes, int]) -> dict[str, An
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class _Fields:
-    """A JSON object's fields, with a place."""
-
-    def __init__(self, value: object, place: str) -> None:
-        if not isinstance(value, dict):
-            raise DamagedError("not a JSON object", place=place)
-        self._value: dict[str, Any] = value
-        self.place = place
-
-    def number(self, key: str) -> int:
-        """Return a number from 0 to 2**63 - 1."""
-        value = self._value.get(key)
-        if type(value) is not int or not 0 <= value < 1 << 63:
-            raise DamagedError(f"{key} is not a size", place=self.place)
-        return value
-
-    def items(self, key: str) -> list[Any]:
-        """Return a list."""
-        value = self._value.get(key)
-        if not isinstance(value, list):
-            raise DamagedError(f"{key} is not a list", place=self.place)
-        return value
-
-    def text(self, key: str, convert: Callable[[str], T]) -> T:
-        """Return a text, converted; DamagedError where it is missing or not such."""
-        return self.convert(key, self._value.get(key), convert)
-
-    def optional(self, key: str, convert: Callable[[str], T]) -> T | None:
-        """Return a text or None, where it is missing or null."""
-        return None if self._value.get(key) is None else self.text(key, convert)
-
-    def convert(self, key: str, value: object, convert: Callable[[str], T]) -> T:
-        """Convert a text; DamagedError where it is not such."""
-        if not isinstance(value, str):
-            raise DamagedError(f"{key} is not a text", place=self.place)
-        try:
-            return convert(value)
-        except DamagedError as error:
-            raise DamagedError(f"{key}: {error.message}", place=self.place) from error
-
-
-def _document(text: bytes, place: str) -> _Fields:
-    if len(text) > MAX_BYTES:
-        raise DamagedError(f"the layout is longer than {MAX_BYTES} bytes", place=place)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"the layout is not JSON: {error}", place=place) from error
-    fields = _Fields(value, place)
-    version = fields.number("version")
-    if version != VERSION:
-        raise UsageError(
-            f"the layout has version {version}; this Calve reads version {VERSION}",
-            place=place,
-            hint="it was written by another Calve: use that version, or build the image anew",
-        )
-    return fields
-
-
 def _hex(pattern: re.Pattern[str]) -> Callable[[str], bytes]:
     def read(text: str) -> bytes:
         if not pattern.fullmatch(text):
@@ -299,15 +238,12 @@ def _parse_data(item: object, place: str) -> tuple[bytes, Extent]:
 
 
 def _parse_path(item: object, place: str, digests: list[bytes]) -> PlacedPath:
-    fields = _Fields(item, place)
+    fields = record.Fields(item, place)
     nar_size = fields.number("narSize")
     kind = fields.number("kind")
     if nar_size == 0 or kind not in {DIRECTORY, REGULAR, SYMLINK}:
         raise DamagedError("narSize or kind is not that of a store path", place=place)
-    references = {
-        fields.convert("references", name, StorePath.from_basename)
-        for name in fields.items("references")
-    }
+    references = set(fields.texts("references", StorePath.from_basename))
     numbers = fields.items("data")
     if not all(type(number) is int and 0 <= number < len(digests) for number in numbers):
         raise DamagedError("data that the layout does not have", place=place)

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from calve.cache import record
+from calve import record
 from calve.cache.manifest import check_digest
 from calve.cache.objects import Objects
 from calve.contract.health import Health

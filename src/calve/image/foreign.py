@@ -7,7 +7,7 @@ from pathlib import Path
 from calve.disk.describe import describe
 from calve.errors import NotFoundError
 from calve.image import ami
-from calve.image.build import Built, is_built, load
+from calve.image.built import Built, is_built, load
 from calve.progress import Progress, silent
 from calve.tasks import Cancel
 

@@ -16,7 +16,7 @@ from calve.clock import SYSTEM, Clock
 from calve.disk.disk import BLOCK_BYTES
 from calve.errors import CalveError, ConflictError, DamagedError, DeadlineError
 from calve.image import ami
-from calve.image.build import Built
+from calve.image.built import Built
 from calve.image.plan import BlockPlan
 from calve.image.upload import Snapshot
 from calve.progress import Note, Progress, Step, silent

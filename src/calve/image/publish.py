@@ -18,7 +18,7 @@ from calve.disk.inspect.report import inspect as inspect_disk
 from calve.disk.inspect.source import BlockSource
 from calve.errors import ConflictError, NotFoundError, UsageError, VerificationError
 from calve.image import ami
-from calve.image.build import Built
+from calve.image.built import Built
 from calve.image.plan import BlockPlan, Parent, plan, whole
 from calve.image.upload import Snapshot, Upload, abort, journal_of
 from calve.image.verify import Verified, verify

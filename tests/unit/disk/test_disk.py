@@ -131,7 +131,7 @@ def test_any_order_of_runs_that_is_one():
 
 
 def test_a_missing_field():
-    for name in json.loads(DISK.dump()):
+    for name in json.loads(DISK.dump()).keys() - {"parent", "changed"}:
         body = json.loads(DISK.dump())
         del body[name]
         with pytest.raises(DamagedError):
@@ -141,7 +141,8 @@ def test_a_missing_field():
 def test_another_version():
     with pytest.raises(UsageError, match="version 2") as caught:
         Disk.parse(changed(version=2), "disk.json")
-    assert (caught.value.place, caught.value.hint) == ("disk.json", "a newer calve made it")
+    assert caught.value.place == "disk.json"
+    assert "another Calve" in caught.value.hint
 
 
 def test_more_blocks_than_a_disk_may_have(monkeypatch):

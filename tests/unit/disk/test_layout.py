@@ -146,7 +146,7 @@ def altered(layout, *keys, value):
         (("paths", 0, "data"), [3], "does not have"),
         (("paths", 0, "data"), [-1], "does not have"),
         (("paths", 0, "references"), ["c" * 32 + "-c"], "lacks /nix/store/c"),
-        (("paths", 0, "references"), [1], "references is not a text"),
+        (("paths", 0, "references"), [1], "references is not a list of texts"),
         (("paths", 0, "deriver"), "y", "deriver"),
     ],
 )

@@ -1,4 +1,4 @@
-"""JSON records that come out of a cache: bounded, typed access with errors that name the place.
+"""JSON records of a format that we own: bounded, typed access with errors that name the place.
 
 Fields that are not known are ignored; a major version that is not known is refused.
 """
@@ -62,6 +62,13 @@ class Fields:
         if value is not None and type(value) is not bool:
             raise DamagedError(f"{key} is not true or false", place=self.place)
         return bool(value)
+
+    def fields(self, key: str) -> Fields:
+        """Return an object's fields."""
+        value = self._value.get(key)
+        if not isinstance(value, dict):
+            raise DamagedError(f"{key} is not an object", place=self.place)
+        return Fields(value, self.place)
 
     def items(self, key: str) -> list[Any]:
         """Return a list."""
