@@ -33,7 +33,7 @@ in
 
     health = {
       http = mkOption {
-        type = types.nullOr (types.strMatching "/.*");
+        type = types.nullOr (types.strMatching "/[!-~]*");
         default = null;
         example = "/healthz";
         description = "Path that must answer 2xx on this machine before its system counts as good.";
@@ -208,7 +208,7 @@ in
           description = "Calve: root login on the serial console";
           wantedBy = [ "multi-user.target" ];
           after = [ "multi-user.target" ];
-          unitConfig.ConditionKernelCommandLine = "calve.debug=1";
+          unitConfig.ConditionPathExists = "/run/calve/debug"; # image and command line allow it
           serviceConfig = {
             # The console has one reader.
             ExecStartPre = "-${systemctl} stop serial-getty@ttyS0.service";

@@ -266,8 +266,9 @@ def test_with_the_policy_the_command_line_must_ask(evaluate):
     result = evaluate(SERVER, KEYS, "{ boot.initrd.calve.debug = true; }")
     shell = systemd(result)["services"]["calve-debug-shell"]
     login = result["config"]["systemd"]["services"]["calve-debug-login"]
+    assert shell["unitConfig"]["ConditionKernelCommandLine"] == "calve.debug=1"
+    assert login["unitConfig"]["ConditionPathExists"] == "/run/calve/debug"
     for service in (shell, login):
-        assert service["unitConfig"]["ConditionKernelCommandLine"] == "calve.debug=1"
         assert service["serviceConfig"]["TTYPath"] == "/dev/ttyS0"
     emergency = systemd(result)["services"]["calve-emergency"]["unitConfig"]
     assert emergency["ConditionKernelCommandLine"] == "!calve.debug=1"

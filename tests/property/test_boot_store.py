@@ -124,8 +124,8 @@ def watched(store: BootStore, power: Power) -> contextlib.ExitStack:
         power.watch(store._staging, "sync", after=lambda *_: power.synced()),
         power.watch(store._staging, "stage", after=power.staged),
         power.watch(store._staging, "publish", after=power.published),
-        power.watch(room, "_replace", before=lambda path, _: power.kept(path)),
-        power.watch(room, "_symlink", before=lambda _, link: power.kept(link)),
+        power.watch(room.durable, "replace", before=lambda path, _: power.kept(path)),
+        power.watch(room.durable, "symlink", before=lambda _, link: power.kept(link)),
     ):
         owner.enter_context(patch)
     return owner

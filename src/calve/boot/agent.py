@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import calve
-from calve.boot import fallback, memory, preflight, served
+from calve.boot import fallback, handover, memory, preflight, served
 from calve.boot.console import Console
 from calve.boot.depart import depart
 from calve.boot.failure import Failure, classify
 from calve.boot.grow import grow
 from calve.boot.handoff import Handoff
-from calve.boot.handover import Handover
 from calve.boot.policy import Policy
 from calve.boot.store import BootStore, profile_system
-from calve.boot.uplink import BEAT_S, open_uplink
+from calve.boot.uplink import beat
 from calve.cache import keyring, pull
 from calve.cache.manifest import key
 from calve.cache.objects import Objects, is_missing, open_objects
@@ -37,7 +36,6 @@ from calve.errors import (
     CalveError,
     CancelledError,
     DamagedError,
-    DeadlineError,
     UsageError,
     VerificationError,
 )
@@ -97,7 +95,7 @@ class Agent:
         self._started = clock.monotonic()
         self._wanted: UserData | None = None
         self._held = False  # a launch hook waits for this machine
-        self._handover = Handover(policy)
+        self._data = b""  # user data, as it came
 
     def run(self) -> int:
         """Boot; 0 where the profile names the system to start, else 1, after all that a failure asks for.
@@ -123,7 +121,7 @@ class Agent:
         return 0
 
     def _leave(self) -> None:
-        self._handover.write(self._console.transcript())
+        handover.write(self._policy, self._data, self._console.transcript())
         self._handoff.leave()
 
     def _fail(self, failure: Failure, error: Exception) -> None:
@@ -135,15 +133,15 @@ class Agent:
     def _falls_back(self, failure: Failure) -> bool:
         """Start another system in place of the one that failed, where that may be; say whether it can."""
         root = self._policy.root
-        choice = fallback.after(
+        system = fallback.after(
             failure, served.read(root), current=profile_system(root), rescue=self._policy.rescue
         )
-        if not isinstance(choice, fallback.Start):
+        if system is None:
             return False
         try:
             with BootStore(root) as store:
-                self._degrade(choice.system, failure.code, failure.message)
-                self._finish(store, choice.system)
+                self._degrade(system, failure.code, failure.message)
+                self._finish(store, system)
             self._enter(self._handoff.phase)
             self._leave()
         except Exception as error:  # noqa: BLE001  (likewise; what was wrong first is what is told)
@@ -177,7 +175,9 @@ class Agent:
             ):  # the deadline passed in the last moment: the system is committed all the same
                 return
             if self._late():
-                raise DeadlineError(f"not done after {self._deadline_s:.0f} s") from error
+                raise UserDataError(
+                    Code.DEADLINE, f"not done after {self._deadline_s:.0f} s"
+                ) from error
             raise
 
     def _work(self, group: Group, done: threading.Event) -> None:
@@ -190,12 +190,12 @@ class Agent:
             service = imds.Imds(metadata, self._policy.imds)
             data = service.user_data()
             wanted = self._wanted = UserData.parse(data)
-            self._handover.user_data = data or b""
+            self._data = data or b""
             roots = Keyring.parse(self._policy.keys)
             known = served.read(self._policy.root)
             self._held = wanted.hook is not None and known.good is None
             if self._held:
-                group.spawn(self._beat, wanted, done, cancel)
+                group.spawn(beat, self._policy, wanted, done, cancel, self._clock)
             system = fallback.instead(_system(wanted.system), known)
             if str(system) != wanted.system:
                 self._degrade(system, Code.UNHEALTHY, f"{wanted.system} was not healthy here")
@@ -237,7 +237,8 @@ class Agent:
         self._console.emit(
             "ready",
             system=str(system),
-            **({} if wanted is None else {"release": wanted.release}),
+            # Another system than the one that was wanted is of another release; of which, nobody knows here.
+            **({"release": wanted.release} if wanted and str(system) == wanted.system else {}),
             generation=generation,
             paths=figures.paths,
             nar_bytes=figures.nar_bytes,
@@ -337,15 +338,6 @@ class Agent:
 
     def _late(self) -> bool:
         return self._clock.monotonic() - self._started > self._deadline_s
-
-    def _beat(self, wanted: UserData, done: threading.Event, cancel: Cancel) -> None:
-        """Keep the launch hook from timing out while the machine works; a beat that is lost ends nothing."""
-        while not self._clock.wait(done, BEAT_S):
-            with (
-                contextlib.suppress(CalveError),
-                open_uplink(self._policy, wanted, cancel=cancel) as uplink,
-            ):
-                uplink.beat()
 
     def _listen(self, event: Event) -> None:
         if isinstance(event, Step):

@@ -54,7 +54,7 @@ _BY_PHASE: dict[str, tuple[tuple[type[CalveError], Code], ...]] = {
 _ANY: tuple[tuple[type[CalveError], Code], ...] = (
     (AccessError, Code.CACHE_DENIED),
     (SpaceError, Code.DISK_SMALL),
-    (DeadlineError, Code.DEADLINE),
+    (DeadlineError, Code.CACHE_UNREACHABLE),  # of one object; the boot's own has a code
     (TransientError, Code.CACHE_UNREACHABLE),
 )
 

@@ -7,37 +7,20 @@ unless the image's policy says `rescue`: then the image's own system starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from calve.boot.failure import Failure
 from calve.boot.served import Served
 from calve.contract.codes import Code
 from calve.nix.storepath import StorePath
 
-__all__ = ["Choice", "GiveUp", "Start", "after", "instead"]
+__all__ = ["after", "instead"]
 
 _FOREIGN = frozenset({Code.USERDATA_ABSENT, Code.USERDATA_FOREIGN})
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Tell, hold, and power off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a system that is on the disk."""
-
-    system: StorePath
-
-
-Choice = GiveUp | Start
-
-
 def after(
     failure: Failure, served: Served, *, current: StorePath | None, rescue: bool = False
-) -> Choice:
-    """Say what follows a failure.
+) -> StorePath | None:
+    """Return the system that starts after a failure; None where the machine tells, holds, and powers off.
 
     Args:
         failure: what ended the boot.
@@ -46,10 +29,8 @@ def after(
         rescue: the image's policy.
     """
     if failure.code in _FOREIGN:
-        return Start(current) if rescue and current is not None else GiveUp()
-    if failure.code.transient and served.good is not None:
-        return Start(served.good)
-    return GiveUp()
+        return current if rescue else None
+    return served.good if failure.code.transient else None
 
 
 def instead(wanted: StorePath, served: Served) -> StorePath:

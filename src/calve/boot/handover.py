@@ -15,7 +15,7 @@ from typing import Final
 
 from calve.boot.policy import Policy
 
-__all__ = ["AGENT", "BOOT_LOG", "CA", "DEBUG", "USER_DATA", "Handover"]
+__all__ = ["AGENT", "BOOT_LOG", "CA", "DEBUG", "USER_DATA", "write"]
 
 USER_DATA: Final = "user-data"
 AGENT: Final = "agent.json"
@@ -24,34 +24,28 @@ CA: Final = "ca.pem"
 DEBUG: Final = "debug"
 
 
-class Handover:
-    """Writes it; `user_data` is set as soon as it is known.
+def write(policy: Policy, user_data: bytes, transcript: str) -> None:
+    """Write all of it.
 
     Args:
         policy: the image's, with what the kernel command line set.
+        user_data: as it came; empty where it did not.
+        transcript: the evidence so far.
+
+    Raises:
+        OSError: the directory cannot be written.
     """
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.user_data = b""
-
-    def write(self, transcript: str) -> None:
-        """Write all of it.
-
-        Raises:
-            OSError: the directory cannot be written.
-        """
-        run = self._policy.run
-        run.mkdir(parents=True, exist_ok=True)
-        policy = replace(self._policy, root=Path("/"))
-        if self._policy.ca_file is not None:
-            shutil.copyfile(self._policy.ca_file, run / CA)
-            policy = replace(policy, ca_file=str(run / CA))
-        _write(run / AGENT, policy.dump())
-        _write(run / USER_DATA, self.user_data)
-        _write(run / BOOT_LOG, transcript.encode("utf-8", "replace"))
-        if self._policy.debug:
-            _write(run / DEBUG, b"")
+    run = policy.run
+    run.mkdir(parents=True, exist_ok=True)
+    theirs = replace(policy, root=Path("/"))
+    if policy.ca_file is not None:
+        shutil.copyfile(policy.ca_file, run / CA)
+        theirs = replace(theirs, ca_file=str(run / CA))
+    _write(run / AGENT, theirs.dump())
+    _write(run / USER_DATA, user_data)
+    _write(run / BOOT_LOG, transcript.encode("utf-8", "replace"))
+    if policy.debug:
+        _write(run / DEBUG, b"")
 
 
 def _write(path: Path, data: bytes) -> None:

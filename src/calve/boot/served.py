@@ -9,11 +9,11 @@ was not healthy; it is forgotten once another system is confirmed. Stage 2 write
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from calve.boot import durable
 from calve.errors import CalveError
 from calve.nix.storepath import StorePath
 
@@ -69,12 +69,9 @@ def confirm(root: Path, system: StorePath) -> None:
     """Remember that a system is healthy; durable on return."""
     link = root / LAST_GOOD
     link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(str(system))
-    temporary.replace(link)
+    durable.symlink(str(system), link)
     _write(root, Served(good=system))
-    _sync(link.parent)
+    durable.sync(link.parent)
 
 
 def reject(root: Path, system: StorePath) -> Served:
@@ -88,19 +85,5 @@ def _write(root: Path, known: Served) -> None:
     """Write the file so that a cut leaves the old one or the new one, whole."""
     place = root / _PLACE
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.new")
-    with temporary.open("wb") as file:
-        file.write(known.dump())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(place)
-    _sync(place.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.replace(place, [known.dump()])
+    durable.sync(place.parent)

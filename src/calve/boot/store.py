@@ -10,13 +10,13 @@ A cut before 4 leaves the old profile, and of the new system only paths whose by
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from calve.boot import durable
 from calve.boot.record import Record, dump_sequences, parse_sequences, reachable
 from calve.boot.served import LAST_GOOD
 from calve.errors import CalveError, DamagedError
@@ -118,7 +118,7 @@ class BootStore:
     def remember(self, sequences: Mapping[str, int]) -> None:
         """Keep the highest sequences seen; durable on return."""
         if sequences != self.sequences():
-            _replace(self._root / _KEYRINGS, [dump_sequences(sequences)])
+            durable.replace(self._root / _KEYRINGS, [dump_sequences(sequences)])
             self._staging.sync()
 
     # The end of a boot
@@ -152,7 +152,7 @@ class BootStore:
     def register(self) -> None:
         """Write the registration of all that is valid, and our record; both are durable on return."""
         complete = _closed(self._valid)
-        _replace(
+        durable.replace(
             self._root / _REGISTRATION,
             registration.dump([complete[path] for path in sorted(complete)]),
         )
@@ -163,14 +163,14 @@ class BootStore:
         profiles = self._root / _PROFILES
         numbers = [_generation(link.name) for link in profiles.glob("system-*-link")]
         number = max(numbers, default=0) + 1
-        _symlink(str(system), profiles / f"system-{number}-link")
+        durable.symlink(str(system), profiles / f"system-{number}-link")
         self._staging.sync()  # the generation is durable before the profile names it
-        _symlink(f"system-{number}-link", profiles / "system")
+        durable.symlink(f"system-{number}-link", profiles / "system")
         self._staging.sync()
         return number
 
     def _write_record(self, record: Record) -> None:
-        _replace(self._root / _RECORD, [record.dump()])
+        durable.replace(self._root / _RECORD, [record.dump()])
         self._record = record
 
     def close(self, *, keep: bool = False) -> None:
@@ -228,22 +228,3 @@ def _target(link: Path) -> StorePath | None:
 def _generation(name: str) -> int:
     number = name.removeprefix("system-").removesuffix("-link")
     return int(number) if number.isdecimal() else 0
-
-
-def _replace(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file so that a cut leaves the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _symlink(target: str, link: Path) -> None:
-    temporary = link.with_name(f".{link.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(target)
-    temporary.replace(link)

@@ -9,6 +9,7 @@ Source: Amazon EC2 Auto Scaling API reference, CompleteLifecycleAction and Recor
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -16,13 +17,13 @@ from calve.boot.policy import Policy
 from calve.cache import url as urls
 from calve.clock import SYSTEM, Clock
 from calve.contract.userdata import Hook, UserData
-from calve.errors import RefusedError
+from calve.errors import CalveError, RefusedError
 from calve.tasks import Cancel
 from calve.transport import imds, retry, sigv4
 from calve.transport.call import signed_request
 from calve.transport.http import Client, tls_context
 
-__all__ = ["ABANDON", "BEAT_S", "CONTINUE", "Uplink", "open_uplink", "report_key"]
+__all__ = ["ABANDON", "BEAT_S", "CONTINUE", "Uplink", "beat", "open_uplink", "report_key"]
 
 CONTINUE: Final = "CONTINUE"
 ABANDON: Final = "ABANDON"
@@ -105,18 +106,18 @@ class Uplink:
         """
         self._call("RecordLifecycleActionHeartbeat", {}, _AT_ONCE)
 
-    def complete(self, result: str) -> bool:
-        """End the hook's wait with CONTINUE or ABANDON; False where nothing was held, or there is no hook.
+    def complete(self, result: str) -> None:
+        """End the hook's wait with CONTINUE or ABANDON; nothing where nothing is held, or there is no hook.
 
         Raises:
             CalveError: it could not be, after some tries.
         """
-        return self._call("CompleteLifecycleAction", {"LifecycleActionResult": result}, _PATIENCE)
+        self._call("CompleteLifecycleAction", {"LifecycleActionResult": result}, _PATIENCE)
 
-    def _call(self, action: str, more: dict[str, str], policy: retry.Policy) -> bool:
+    def _call(self, action: str, more: dict[str, str], policy: retry.Policy) -> None:
         hook = self._wanted.hook
         if hook is None:
-            return False
+            return
         fields = {
             "Action": action,
             "Version": _VERSION,
@@ -134,10 +135,8 @@ class Uplink:
                 clock=self._clock,
             )
         except RefusedError as error:
-            if "No active Lifecycle Action" in error.message:
-                return False
-            raise
-        return True
+            if "No active Lifecycle Action" not in error.message:
+                raise
 
     def _post(self, hook: Hook, body: bytes) -> None:
         headers = {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}
@@ -180,3 +179,15 @@ def open_uplink(
         owner.callback(client.close)
         role = imds.Role(service, clock=clock)
         yield Uplink(wanted, client, service, role, clock=clock)
+
+
+def beat(
+    policy: Policy, wanted: UserData, done: threading.Event, cancel: Cancel, clock: Clock
+) -> None:
+    """Keep the launch hook from timing out until `done`; a beat that is lost ends nothing."""
+    while not clock.wait(done, BEAT_S):
+        with (
+            contextlib.suppress(CalveError),
+            open_uplink(policy, wanted, cancel=cancel) as uplink,
+        ):
+            uplink.beat()

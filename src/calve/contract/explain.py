@@ -90,7 +90,7 @@ _CACHE = {
     Code.CACHE_UNREACHABLE: Explanation(
         "The binary cache did not answer: no route, no name, connections that broke, or nothing but 5xx and SlowDown.",
         f"It tried each request again, {_PAUSES}, went on where a transfer had broken off, and asked the other caches "
-        "where there were some, until its attempts were used up.",
+        "where there were some, for up to two minutes.",
         "Look at the subnet's route to S3 (a gateway endpoint, or NAT), at the security group, and at the region and "
         "endpoint in the cache's URL. If only some machines are struck, look at AWS's health page, and try again.",
     ),

@@ -115,7 +115,7 @@ class Health:
             http=shared.http,
             tcp=shared.tcp,
             units=tuple(_text(one, "units", place) for one in _list(fields, "units", place)),
-            command=_text(fields.get("command", ""), "command", place),
+            command=_command(fields.get("command", ""), place),
             within_s=shared.within_s,
         )
 
@@ -160,4 +160,11 @@ def _port(value: Any, name: str, place: str) -> int:
 def _text(value: object, name: str, place: str) -> str:
     if not isinstance(value, str) or len(value) > _TEXT or not value.isprintable():
         raise _wrong(place, name, "a text")
+    return value
+
+
+def _command(value: object, place: str) -> str:
+    """Read a shell command, which may have several lines."""
+    if not isinstance(value, str) or len(value) > _TEXT or "\0" in value:
+        raise _wrong(place, "command", "a shell command")
     return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from calve import process
@@ -19,7 +19,7 @@ from calve.boot.console import Console
 from calve.boot.depart import depart
 from calve.boot.policy import Policy
 from calve.boot.store import profile_system
-from calve.boot.uplink import BEAT_S, CONTINUE, open_uplink
+from calve.boot.uplink import CONTINUE, beat, open_uplink
 from calve.clock import SYSTEM, Clock
 from calve.contract.codes import Code
 from calve.contract.health import Health
@@ -62,7 +62,7 @@ class Confirmation:
     policy: Policy
     console: Console
     wanted: UserData | None
-    closure: Health
+    closure: Health = field(default_factory=Health)
     clock: Clock = SYSTEM
 
     def run(self) -> Outcome:
@@ -80,7 +80,7 @@ class Confirmation:
             return self._fail(None, code, str(error))
         as_wanted = self.wanted is not None and str(running) == self.wanted.system
         if as_wanted and running is not None:
-            served.confirm(self.policy.root, running)
+            self._remember(running)
         self.console.emit("healthy", system=str(running), as_wanted=as_wanted)
         self._report()
         return Outcome.HEALTHY
@@ -105,12 +105,13 @@ class Confirmation:
         cancel, done = Cancel(), threading.Event()
         health = self.health
         end_s = self.clock.monotonic() + health.within_s
-        reasons: list[str] = ["nothing was found out"]
+        reasons: list[str] = []
+        probe: Probe | None = None
         try:
             with Group("health", limit=2, parent=cancel) as group:
                 group.spawn(self._end, end_s, done, group.cancel)
-                if self._is_held:
-                    group.spawn(self._beat, done, group.cancel)
+                if self._is_held and self.wanted is not None:
+                    group.spawn(beat, self.policy, self.wanted, done, group.cancel, self.clock)
                 try:
                     with Client(cancel=group.cancel) as client:
                         probe = Probe(health, client, group.cancel)
@@ -119,23 +120,34 @@ class Confirmation:
                 finally:
                     done.set()
         except CancelledError:
-            pass  # the time is over: what was found last is the reason
+            # The time is over: what was found last is the reason, and what does not come to an end.
+            hung = "" if probe is None else probe.now
+            return (
+                [*reasons, f"{hung}: no answer in time"]
+                if hung
+                else reasons or ["nothing was found out"]
+            )
         return reasons
 
     def _end(self, end_s: float, done: threading.Event, cancel: Cancel) -> None:
         if not self.clock.wait(done, end_s - self.clock.monotonic()):
             cancel.cancel()
 
-    def _beat(self, done: threading.Event, cancel: Cancel) -> None:
-        """Keep the launch hook from timing out; a beat that is lost ends nothing."""
-        if self.wanted is None:
-            return
-        while not self.clock.wait(done, BEAT_S):
-            with (
-                contextlib.suppress(CalveError),
-                open_uplink(self.policy, self.wanted, cancel=cancel) as uplink,
-            ):
-                uplink.beat()
+    def _remember(self, system: StorePath) -> None:
+        """Remember the system as good. A machine that serves goes on serving where its disk cannot be written."""
+        try:
+            served.confirm(self.policy.root, system)
+        except OSError as error:
+            self.console.emit("note", message=f"it is not remembered as good: {error}")
+
+    def _reject(self, system: StorePath) -> bool:
+        """Remember the system as bad; say whether the machine may start again, with another one."""
+        try:
+            known = served.reject(self.policy.root, system)
+        except OSError as error:
+            self.console.emit("note", message=f"it is not remembered as bad: {error}")
+            return False
+        return known.good not in {None, system}
 
     def _proceed(self) -> None:
         if self._is_held and self.wanted is not None:
@@ -158,12 +170,13 @@ class Confirmation:
             for line in said[-_JOURNAL_CHARS:].splitlines():
                 self.console.write("".join(c if c.isprintable() else " " for c in line) + "\n")
 
+    def end(self, code: Code, message: str) -> Outcome:
+        """Tell why the machine ends, hold, let go of the hook."""
+        return self._fail(None, code, message)
+
     def _fail(self, unhealthy: StorePath | None, code: Code, message: str) -> Outcome:
         """Tell, hold, let go; a machine that has served starts again with its last good system."""
-        again = False
-        if unhealthy is not None and not self._is_new:
-            known = served.reject(self.policy.root, unhealthy)
-            again = known.good not in {None, unhealthy}
+        again = unhealthy is not None and not self._is_new and self._reject(unhealthy)
         self.console.emit("fail", code=code, phase="health", message=message)
         depart(self.policy, self.console, self.wanted, clock=self.clock)
         return Outcome.REBOOT if again else Outcome.POWER_OFF

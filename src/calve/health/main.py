@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,27 +50,37 @@ def main(arguments: list[str]) -> int:
     limit_arenas()
     console = Console(sys.stdout, before=_text(Path(run) / handover.BOOT_LOG))
     try:
-        confirmation = _read(Path(run), Path(place), Path(root), console)
+        confirmation = _read(Path(run), Path(root), console)
     except (CalveError, UserDataError, OSError) as error:
-        # A closure that was built wrong, or a /run that is not the initrd's: there is nobody to ask, and no hook.
+        # A /run that is not the initrd's: there is nobody to ask, and no hook.
         console.emit("fail", code=Code.INTERNAL, phase="health", message=str(error))
         return Outcome.POWER_OFF
-    return confirmation.run()
+    try:
+        return replace(confirmation, closure=_closure(Path(place))).run()
+    except Exception as error:  # noqa: BLE001  (the last place: a machine that nobody judged ends, and says why)
+        if not isinstance(error, CalveError):
+            console.write("".join(traceback.format_exception(error)))
+        return confirmation.end(Code.INTERNAL, str(error))
 
 
-def _read(run: Path, place: Path, root: Path, console: Console) -> Confirmation:
+def _closure(place: Path) -> Health:
+    """Read what the closure asks for; nothing where it has no such file."""
     try:
         with place.open("rb") as file:
-            closure = Health.parse_file(file.read(LIMIT_BYTES + 1), str(place))
+            return Health.parse_file(file.read(LIMIT_BYTES + 1), str(place))
     except FileNotFoundError:
-        closure = Health()
+        return Health()
+
+
+def _read(run: Path, root: Path, console: Console) -> Confirmation:
+    """Read what the initrd left."""
     try:
         policy = Policy.parse((run / handover.AGENT).read_bytes(), str(run / handover.AGENT))
         data = (run / handover.USER_DATA).read_bytes()
     except FileNotFoundError:
-        return Confirmation(Policy(keys=(), root=root, run=run), console, None, closure)
+        return Confirmation(Policy(keys=(), root=root, run=run), console, None)
     wanted = UserData.parse(data) if data else None
-    return Confirmation(replace(policy, root=root), console, wanted, closure)
+    return Confirmation(replace(policy, root=root), console, wanted)
 
 
 def _text(path: Path) -> str:

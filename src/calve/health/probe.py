@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from calve import process
 from calve.contract.health import Health, Http
@@ -32,23 +33,32 @@ class Probe:
         self._health = health
         self._client = client
         self._cancel = cancel
+        self.now = ""
+        """What is being tried; empty between two rounds."""
 
     def failing(self) -> list[str]:
         """Return what does not hold now; nothing where all is well."""
-        return list(self._failing())
+        found = [self._try(what, check) for what, check in self._checks()]
+        self.now = ""
+        return [one for one in found if one]
 
-    def _failing(self) -> Iterator[str]:
+    def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         health = self._health
-        found = [
-            *(self._http(one) for one in health.http),
-            *(_tcp(port) for port in health.tcp),
-            *(self._unit(unit) for unit in health.units),
-            self._command(health.command) if health.command else "",
-        ]
-        yield from filter(None, found)
+        for one in health.http:
+            yield _what(one), partial(self._http, one)
+        for port in health.tcp:
+            yield f"port {port}", partial(_tcp, port)
+        for unit in health.units:
+            yield unit, partial(self._unit, unit)
+        if health.command:
+            yield "command", partial(self._command, health.command)
+
+    def _try(self, what: str, check: Callable[[], str]) -> str:
+        self.now = what
+        return check()
 
     def _http(self, one: Http) -> str:
-        what = f"GET {one.path} on port {one.port}"
+        what = _what(one)
         try:
             url = f"http://{_HOST}:{one.port}{one.path}"
             with self._client.request("GET", url, read_s=_TIMEOUT_S) as answer:
@@ -77,6 +87,10 @@ class Probe:
         except NotFoundError as error:
             return error.message
         return _short(done.stdout.decode("utf-8", "replace"))
+
+
+def _what(one: Http) -> str:
+    return f"GET {one.path} on port {one.port}"
 
 
 def _tcp(port: int) -> str:

@@ -156,6 +156,25 @@ def test_a_command_that_hangs_is_cut_off_when_the_time_is_over(cloud, one, machi
     assert machine.boot().code == 0
     done = machine.stage_2(Health(command="sleep 600"))
     assert (done.code, done.last.fields["code"]) == (1, "unhealthy")
+    assert done.last.fields["message"] == "command: no answer in time"
+
+
+def test_a_disk_that_cannot_be_written_ends_no_machine_that_serves(one, machine):
+    machine.wants(one)
+    assert machine.boot().code == 0
+    (machine.root / "nix/var/calve/.health.json.new").mkdir()
+    done = machine.stage_2()
+    assert (done.code, done.last.kind, done.stderr) == (0, "healthy", "")
+    assert "not remembered as good" in done.events[-2].fields["message"]
+
+
+def test_a_disk_that_cannot_be_written_ends_a_machine_that_is_not_healthy(served_machine, cloud):
+    machine, two = served_machine, cloud.release(2)
+    machine.wants(two, health=Health(tcp=(1,), within_s=1))
+    assert machine.boot().code == 0
+    (machine.root / "nix/var/calve/.health.json.new").mkdir()
+    done = machine.stage_2()
+    assert (done.code, done.last.fields["code"], done.stderr) == (1, "unhealthy", "")
 
 
 def test_a_machine_that_was_started_without_us_is_judged_by_its_closure_alone(machine):
@@ -188,6 +207,7 @@ def test_a_machine_that_has_served_goes_on_where_the_failure_may_pass(
     assert degraded["system"] == str(one.system)
     assert degraded["code"] in {"deadline", "cache-unreachable"}
     assert boot.ready["system"] == str(one.system)
+    assert "release" not in boot.ready  # of another one
     assert machine.profile() == str(one.system)
     # It is known to be good; what user data asks for was not confirmed.
     done = machine.stage_2(hasty=impatient)

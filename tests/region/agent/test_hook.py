@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
+import types
 
 import pytest
 
@@ -28,11 +29,7 @@ GROUP, HOOK = "web", "calve-launch"
 BEAT, COMPLETE = "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction"
 BUCKET = "arn:aws:s3:::nix"
 OWN = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/{GROUP}"
-BEATS = (
-    "from calve.boot import agent, depart\n"
-    "from calve.health import confirm\n"
-    "agent.BEAT_S = depart.BEAT_S = confirm.BEAT_S = 0.2"
-)
+BEATS = "from calve.boot import depart, uplink\nuplink.BEAT_S = depart.BEAT_S = 0.2"
 ABANDONED = "was abandoned: Lifecycle Action Completed with ABANDON Result"
 NEVER = Health(tcp=(1,), within_s=1)
 
@@ -232,6 +229,13 @@ def test_and_while_stage_2_waits_for_health(booted):
     done = booted.machine.stage_2(Health(tcp=(1,), within_s=2), hasty=BEATS)
     assert done.last.fields["code"] == "unhealthy"
     assert booted.what == [BEAT, "report", COMPLETE]
+
+
+def test_a_closure_s_health_that_cannot_be_read_lets_go_of_the_hook(booted):
+    done = booted.machine.stage_2(types.SimpleNamespace(dump_file=lambda: b"{"))
+    assert (done.code, done.last.fields["code"], done.stderr) == (1, "internal", "")
+    assert "health.json: no JSON" in done.last.fields["message"]
+    assert booted.what == ["report", COMPLETE]
 
 
 # Healthy

@@ -46,7 +46,7 @@ ROWS = {
         AccessError: "cache-denied",
         SpaceError: "disk-small",
         MemoryShortError: "memory-small",
-        DeadlineError: "deadline",
+        DeadlineError: "cache-unreachable",
         TransientError: "cache-unreachable",
         ConflictError: "internal",
     },
@@ -59,13 +59,13 @@ ROWS = {
         UsageError: "cache-unusable",
         AccessError: "cache-denied",
         SpaceError: "disk-small",
-        DeadlineError: "deadline",
+        DeadlineError: "cache-unreachable",
         TransientError: "cache-unreachable",
     },
     "commit": {
         DamagedError: "closure-incomplete",
         SpaceError: "disk-small",
-        DeadlineError: "deadline",
+        DeadlineError: "cache-unreachable",
     },
 }
 
@@ -94,6 +94,7 @@ def test_every_code_can_be_reached():
         *(code for code in Code if code.startswith("userdata-")),
         Code.KEY_UNKNOWN,
         Code.SYSTEM_INVALID,
+        Code.DEADLINE,
         Code.DISK_FAULT,
         # The hand-off's.
         Code.CONTRACT_UNKNOWN,

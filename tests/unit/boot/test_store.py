@@ -166,8 +166,8 @@ def test_bytes_are_on_the_disk_before_names_and_names_before_the_record(tmp_path
         log.clear()
         from calve.boot import store as room
 
-        note(room, "_symlink", "link")
-        note(room, "_replace", "file")
+        note(room.durable, "symlink", "link")
+        note(room.durable, "replace", "file")
         store.finish(ONE.path)
     # Registration and record, flushed; the generation, flushed; the profile, flushed.
     assert log == ["file", "record", "file", "sync", "link", "sync", "link", "sync"]

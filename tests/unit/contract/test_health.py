@@ -18,6 +18,13 @@ def test_the_file_comes_back_as_it_was_written():
     assert Health.parse_file(WHOLE.dump_file(), "x") == WHOLE
 
 
+def test_a_command_may_have_several_lines():
+    health = Health(command="set -e\ntest -e /run/ready\n")
+    assert Health.parse_file(health.dump_file(), "x") == health
+    with pytest.raises(DamagedError, match="command must be a shell command"):
+        Health.parse_file(Health(command="a\0b").dump_file(), "x")
+
+
 def test_user_data_brings_no_program():
     body = {**WHOLE.dump(), "command": "rm -rf /", "units": ["evil.service"]}
     assert Health.parse(body, "x") == Health(WHOLE.http, WHOLE.tcp, within_s=30)
