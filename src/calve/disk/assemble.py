@@ -18,6 +18,7 @@ from typing import Self
 from calve.disk import gpt
 from calve.disk.arch import Arch
 from calve.disk.disk import BLOCK_BYTES, MAX_BLOCKS, ZERO_BLOCK, Block, Content, Disk, sidecar
+from calve.disk.scratch import write_all
 from calve.errors import CalveError, UsageError
 from calve.tasks import Cancel, Group
 
@@ -197,7 +198,7 @@ class _Writer:
             return
         self._changed.add(index)
         if not zero:
-            _write(self._fd, data, index * BLOCK_BYTES)
+            write_all(self._fd, data, index * BLOCK_BYTES)
 
     def disk(self, arch: Arch, partitions: tuple[Content, ...]) -> Disk:
         """Return the description of what was put."""
@@ -221,9 +222,3 @@ def _read(fd: int, size: int, offset: int) -> bytes:
             break
         data += more
     return data
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)

@@ -22,7 +22,6 @@ __all__ = [
     "SLOTS",
     "SLOT_BYTES",
     "SYMLINK",
-    "blocks",
     "directory_runs",
     "dirent_block",
     "inode",
@@ -51,11 +50,6 @@ _PLAIN, _INLINE = 0, 2
 _COMPACT_LIMIT = 1 << 32
 _LINKS_LIMIT = 1 << 16
 _CASTAGNOLI = 0x82F63B78
-
-
-def blocks(size_bytes: int) -> int:
-    """Return how many blocks hold so many bytes."""
-    return -(-size_bytes // BLOCK_BYTES)
 
 
 def _table() -> tuple[int, ...]:

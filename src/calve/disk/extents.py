@@ -161,6 +161,8 @@ class _Room:
     def fill(self, rest: list[int]) -> list[int]:
         """Fill the largest holes with what fits, the largest first; return what is left."""
         for hole in sorted(self._holes, key=lambda hole: (-hole.blocks, hole.address)):
+            if hole.blocks < GROUP_BLOCKS:
+                break  # nothing that fits would be worth it, here and in all that follow
             chosen = set()
             room = hole.blocks
             for index in sorted(rest, key=lambda index: (-self.sizes[index], index)):

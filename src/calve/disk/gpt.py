@@ -21,7 +21,6 @@ from calve.disk.arch import AARCH64, X86_64, Arch
 from calve.errors import DamagedError, UsageError
 
 __all__ = [
-    "HEAD_BYTES",
     "SECTOR_BYTES",
     "TAIL_BYTES",
     "Kind",
@@ -34,7 +33,6 @@ __all__ = [
 ]
 
 SECTOR_BYTES = 512
-HEAD_BYTES = 34 * SECTOR_BYTES
 TAIL_BYTES = 33 * SECTOR_BYTES
 
 _ALIGN_BYTES = (

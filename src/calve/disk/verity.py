@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from calve.disk.scratch import write_all
 from calve.errors import CalveError, DamagedError, UsageError
 from calve.tasks import Cancel
 
@@ -102,19 +103,19 @@ def write(
         data: the content, whole blocks of 4 KiB.
         out: the tree's file; replaced where it is there.
         seed: salt and UUID follow from it.
-        parent: the tree of an earlier content, of the same seed: hashes of what did not change are taken from it.
+        parent: the tree of an earlier content, of the same seed, as `write` or `read` returned it: hashes of what did
+            not change are taken from it.
         dirty: with a parent, the blocks of 512 KiB of `data` that differ from that content; no others are read, and
             `data` need not have them.
         cancel: ends it.
 
     Raises:
         UsageError: there are no whole blocks, the parent is of another seed, or a block is new and not dirty.
-        DamagedError: the parent's file is not the tree that it was.
     """
     size = _data_size(data)
     salt = hashlib.sha256(b"verity salt" + seed.bytes).digest()
-    if parent is not None:
-        _check_parent(parent, salt)
+    if parent is not None and parent.salt != salt.hex():
+        raise UsageError("the parent's tree has another salt", place=parent.path)
     temporary = out.with_name(f".{out.name}.new")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -128,15 +129,6 @@ def write(
         temporary.unlink(missing_ok=True)
         raise
     return Tree(out, root.hex(), salt.hex(), size, changed)
-
-
-def _check_parent(parent: Tree, salt: bytes) -> None:
-    """Make sure of what is taken over unread: the tree's file is 0.8 % of the data."""
-    found = read(parent.path)
-    if parent.salt != salt.hex():
-        raise UsageError("the parent's tree has another salt", place=parent.path)
-    if (found.root_hash, found.data_bytes) != (parent.root_hash, parent.data_bytes):
-        raise DamagedError("the parent's tree is not what it was", place=parent.path)
 
 
 def read(path: Path) -> Tree:
@@ -223,7 +215,7 @@ class _Writer:
             *(_MAGIC, 1, 1, own.bytes, b"sha256", BLOCK_BYTES, BLOCK_BYTES),
             *(self._shape.data_blocks, len(self._salt), self._salt),
         )
-        os.pwrite(self._fd, packed.ljust(BLOCK_BYTES, b"\0"), 0)
+        write_all(self._fd, packed.ljust(BLOCK_BYTES, b"\0"), 0)
 
     def levels(self, data: Path, dirty: Collection[int]) -> bytes:
         """Write all levels and return the root hash; a block of hashes whose data is clean is the parent's."""
@@ -238,11 +230,11 @@ class _Writer:
                     if len(content) < wanted:
                         raise CalveError("became shorter while it was read", place=data)
                     block = _hashes(self._salted, content)
-                os.pwrite(self._fd, block, self._shape.offset(0, number))
+                write_all(self._fd, block, self._shape.offset(0, number))
         for level in range(1, len(self._shape.levels)):
             for number in range(self._shape.levels[level][1]):
                 block = _hash_block(self._fd, self._shape, level, number, self._salted)
-                os.pwrite(self._fd, block, self._shape.offset(level, number))
+                write_all(self._fd, block, self._shape.offset(level, number))
         top = self._shape.offset(len(self._shape.levels) - 1, 0)
         return _hash(self._salted, os.pread(self._fd, BLOCK_BYTES, top))
 

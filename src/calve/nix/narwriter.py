@@ -36,14 +36,25 @@ from calve.nix.narformat import (
     string,
 )
 
-__all__ = ["Emitter", "Swap", "dump", "dump_into", "emit", "printable"]
+__all__ = [
+    "OPEN_DIRECTORY",
+    "OPEN_FILE",
+    "Emitter",
+    "Swap",
+    "dump",
+    "dump_into",
+    "emit",
+    "printable",
+    "unreadable",
+    "unsupported",
+]
 
 Swap: TypeAlias = Callable[[int], memoryview]
 """Is told how many bytes of the buffer are filled, 0 at first; returns the next to fill, at least one byte long."""
 
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not to block where a pipe has taken the file's place since its directory was read.
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # From this size on a file is worth a system call that reads it to where it is wanted.
 _STRAIGHT_BYTES = 64 * 1024
 
@@ -269,7 +280,7 @@ def _dump(path: str | os.PathLike[str], out: _Output) -> int:
     try:
         kind = stat.S_IFMT(os.lstat(top).st_mode)
     except OSError as error:
-        raise _unreadable(error, top) from error
+        raise unreadable(error, top) from error
     _dump_node(out, kind, top, None, top)
     out.flush()
     return out.size
@@ -281,12 +292,14 @@ def printable(path: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _unreadable(error: OSError, place: str) -> CalveError:
+def unreadable(error: OSError, place: str) -> CalveError:
+    """Say that a node cannot be read."""
     kind = NotFoundError if isinstance(error, FileNotFoundError) else CalveError
     return kind(f"cannot read: {error.strerror}", place=printable(place))
 
 
-def _unsupported(place: str) -> UsageError:
+def unsupported(place: str) -> UsageError:
+    """Say that a node is none that a NAR can have."""
     return UsageError("neither a file, nor a directory, nor a symlink", place=printable(place))
 
 
@@ -304,17 +317,17 @@ def _dump_node(out: _Output, kind: int, path: str, parent_fd: int | None, place:
     name = b"" if parent_fd is None else os.fsencode(path)
     try:
         if kind == stat.S_IFREG:
-            _dump_file(out, name, os.open(path, _OPEN_FILE, dir_fd=parent_fd), place)
+            _dump_file(out, name, os.open(path, OPEN_FILE, dir_fd=parent_fd), place)
         elif kind == stat.S_IFDIR:
-            _dump_directory(out, name, os.open(path, _OPEN_DIRECTORY, dir_fd=parent_fd), place)
+            _dump_directory(out, name, os.open(path, OPEN_DIRECTORY, dir_fd=parent_fd), place)
         elif kind == stat.S_IFLNK:
             out.symlink(name, os.fsencode(os.readlink(path, dir_fd=parent_fd)))
         else:
-            raise _unsupported(place)
+            raise unsupported(place)
     except OSError as error:
         if out.writing:
             raise
-        raise _unreadable(error, place) from error
+        raise unreadable(error, place) from error
 
 
 def _dump_directory(out: _Output, name: bytes, fd: int, place: str) -> None:
@@ -336,7 +349,7 @@ def _dump_file(out: _Output, name: bytes, fd: int, place: str) -> None:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise _unsupported(place)
+            raise unsupported(place)
         size = status.st_size
         out.file(name, size, executable=bool(status.st_mode & stat.S_IXUSR))
         if not out.content(fd, size):

@@ -7,16 +7,19 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from calve.errors import CalveError, ConflictError, DamagedError, NotFoundError, UsageError
+from calve.errors import ConflictError, DamagedError
 from calve.nix.narformat import END, MAX_DATA_BYTES, Directory, Event, File, Symlink
 from calve.nix.narinfo import PathInfo
-from calve.nix.narwriter import Emitter, printable
+from calve.nix.narwriter import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    Emitter,
+    printable,
+    unreadable,
+    unsupported,
+)
 
 __all__ = ["checked", "walk"]
-
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Not to block where a pipe has taken the file's place since its directory was read.
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def walk(path: str | os.PathLike[str]) -> Iterator[Event]:
@@ -39,16 +42,13 @@ def _node(name: bytes, path: str, parent_fd: int | None, place: str) -> Iterator
         if stat.S_ISLNK(mode):
             yield Symlink(name, os.fsencode(os.readlink(path, dir_fd=parent_fd)))
         elif stat.S_ISDIR(mode):
-            yield from _directory(name, os.open(path, _OPEN_DIRECTORY, dir_fd=parent_fd), place)
+            yield from _directory(name, os.open(path, OPEN_DIRECTORY, dir_fd=parent_fd), place)
         elif stat.S_ISREG(mode):
-            yield from _file(name, os.open(path, _OPEN_FILE, dir_fd=parent_fd), place)
+            yield from _file(name, os.open(path, OPEN_FILE, dir_fd=parent_fd), place)
         else:
-            raise UsageError(
-                "neither a file, nor a directory, nor a symlink", place=printable(place)
-            )
+            raise unsupported(place)
     except OSError as error:
-        kind = NotFoundError if isinstance(error, FileNotFoundError) else CalveError
-        raise kind(f"cannot read: {error.strerror}", place=printable(place)) from error
+        raise unreadable(error, place) from error
 
 
 def _directory(name: bytes, fd: int, place: str) -> Iterator[Event]:
@@ -68,6 +68,8 @@ def _file(name: bytes, fd: int, place: str) -> Iterator[Event]:
     """Yield the events of an open file, and close it."""
     try:
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):  # since its directory was read
+            raise unsupported(place)
         left = status.st_size
         yield File(name, left, bool(status.st_mode & stat.S_IXUSR))
         while left:

@@ -297,6 +297,22 @@ def test_extents_in_a_circle(plain, findings):
     assert flaw(plain, findings)[0] == "ext4-extent-damaged"
 
 
+def test_nodes_without_an_extent_are_not_read_again_and_again(plain, findings):
+    start = inode_at(plain, findings, f"{HELLO}/sparse")
+    node = struct.unpack_from("<I", plain.data, start + 56)[0] * 1024
+    struct.pack_into("<H", plain.data, node + 2, 0)
+    assert flaw(plain, findings)[0] == "ext4-extent-damaged"
+
+
+def test_entries_that_leave_four_bytes(plain, findings):
+    tree = Ext4(plain, findings)
+    inode = tree.layout.inode(find(tree, HELLO).number)
+    (_, _, block), *_ = tree._extents(inode)
+    empty = struct.pack("<IHBB4x", 0, 12, 0, 0)
+    plain.data[block * 1024 + 24 : block * 1024 + 1020] = 83 * empty
+    assert flaw(plain, findings) == ("ext4-dirent-damaged", f"inode {inode.number}")
+
+
 def entry_at(image, findings, directory, name):
     tree = Ext4(image, findings)
     inode = tree.layout.inode(find(tree, directory).number)

@@ -143,18 +143,6 @@ def test_a_parent_of_another_seed(tmp_path, data):
         verity.write(data, tmp_path / "child", seed=uuid.UUID(int=1), parent=parent)
 
 
-def test_a_parent_that_is_not_what_it_was(tmp_path, data):
-    parent = verity.write(data, tmp_path / "parent", seed=SEED)
-    alter(data, 0)
-    verity.write(data, tmp_path / "parent", seed=SEED)
-    with pytest.raises(DamagedError, match="not what it was") as caught:
-        verity.write(data, tmp_path / "child", seed=SEED, parent=parent)
-    assert caught.value.place == str(parent.path)
-    alter(parent.path, 3 * BLOCK)
-    with pytest.raises(DamagedError, match="tree knows"):
-        verity.write(data, tmp_path / "child", seed=SEED, parent=parent)
-
-
 @pytest.mark.parametrize("size", [0, BLOCK, 3 * BLOCK + 512])
 def test_what_has_no_tree(tmp_path, size):
     data = tmp_path / "data"

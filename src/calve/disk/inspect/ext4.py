@@ -141,7 +141,14 @@ class Ext4:
         """Yield the extents of a node; `depth` and `least` are what the node above says of it."""
         magic, entries, most, own, _ = struct.unpack_from("<HHHHI", data)
         wrong_depth = own > _MAX_EXTENT_DEPTH if depth is None else own != depth
-        if magic != _EXTENT_MAGIC or wrong_depth or entries > most or 12 + 12 * most > len(data):
+        wrong_count = entries > most or 12 + 12 * most > len(data)
+        # A node below the root has entries: else hundreds of entries could lead to one node, over and over.
+        if (
+            magic != _EXTENT_MAGIC
+            or wrong_depth
+            or wrong_count
+            or (depth is not None and not entries)
+        ):
             message = f"a node of {entries} entries of {most}, depth {own}"
             raise _flaw(Check.EXT4_EXTENT_DAMAGED, message, inode.number)
         if depth is not None and self.layout.checksums:
@@ -185,7 +192,8 @@ class Ext4:
         while at < len(data):
             number, length, name_length, kind = struct.unpack_from("<IHBB", data, at)
             whole = 8 + name_length <= length <= len(data) - at
-            if length % 4 or length < 8 or (number and not whole) or length > len(data) - at:
+            left = len(data) - at - length
+            if length % 4 or length < 8 or (number and not whole) or not (left == 0 or left >= 8):
                 message = f"an entry of {length} bytes, a name of {name_length}, at byte {at}"
                 raise _flaw(Check.EXT4_DIRENT_DAMAGED, message, inode.number)
             is_tail = not number and length == _TAIL_BYTES and kind == _TAIL_TYPE
