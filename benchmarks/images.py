@@ -175,7 +175,7 @@ def release() -> tuple[list[Row], list[str]]:
     rows.append(_most("first image, closure to completed snapshot", to_snapshot, "s", 12))
     to_ami = spent["next: build"] + spent["next: publish"]
     rows.append(_most("next image, closure to registered AMI", to_ami, "s", 3))
-    rows.append(_most("next image, blocks written, whole disk", done.blocks, "", 10))
+    rows.append(_most("next image, blocks written, whole disk", done.snapshot.blocks, "", 10))
     return rows, [*notes, f"at the end: {load()}"]
 
 

@@ -523,6 +523,24 @@ def test_a_raw_disk_of_anybody_s(world):
     assert plan["blocks"] == built["blocks"]
 
 
+def test_a_disk_that_ends_within_a_gib_has_its_table_there(world):
+    world.build(1, "one")
+    size, start, count = 100 << 20, 1 << 20, 64 << 20
+    foreign = world.directory / "small.img"
+    with (world.directory / "one/disk.raw").open("rb") as source, foreign.open("wb") as target:
+        source.seek(start)
+        target.seek(start)
+        target.write(source.read(count))
+        target.truncate(size)
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    script = f"label: gpt\nstart={start // 512}, size={count // 512}, type=uefi\n"
+    subprocess.run(
+        [shutil.which("sfdisk", path=path), "-q", foreign], input=script, text=True, check=True
+    )
+    (row,) = world.json("publish", foreign, "--deep")["regions"]
+    assert row["read_blocks"] == size // BLOCK_BYTES
+
+
 def test_what_is_no_raw_disk_is_refused_by_name(world):
     (world.directory / "disk.vhd").write_bytes(b"conectix" + bytes(1 << 20))
     done = world.run("upload", "disk.vhd", code=2)
@@ -560,6 +578,18 @@ def test_an_import_through_a_bucket(world, server, s3, service, principals):
     assert "an overlay upon its parent cannot be imported" in overlay.stderr
     world.run("upload", "one", "--via", "import", code=2)
     world.run("upload", "one", *argv[2:], "--region", FAR, code=2)
+
+
+def test_a_disk_that_changed_is_not_imported(world, server, s3):
+    world.build(1, "one")
+    with (world.directory / "one/disk.raw").open("r+b") as file:
+        file.seek(700_000)
+        file.write(b"changed")
+    bucket = f"s3://nix/prefix?region={HERE}&endpoint={server.url}"
+    done = world.run("upload", "one", "--via", "import", "--bucket", bucket, code=7)
+    assert "block 1 is not what was planned" in done.stderr
+    assert "Contents" not in s3.list_objects_v2(Bucket="nix")
+    assert world.here.snapshots.all() == []
 
 
 # Images

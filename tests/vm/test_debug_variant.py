@@ -11,8 +11,8 @@ from calve.disk.disk import BLOCK_BYTES
 from calve.disk.inspect.source import FileSource
 from calve.image import debug
 from calve.image.release import Release
-from calve.image.start import Start
 from calve.image.source import StoreSource
+from calve.image.start import Start
 from calve.region import qemu
 from calve.tasks import Cancel
 

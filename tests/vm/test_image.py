@@ -75,7 +75,7 @@ def release(request, rig, publisher, tmp_path_factory):
             made = Release("web", X86_64, start, source, path, parent, blocks, verity=request.param)
             parent = made.build(folder / str(number), cancel=Cancel())
         published = publish(publisher, parent)
-        sent.append(published.blocks)
+        sent.append(published.snapshot.blocks)
     assert parent.has_verity == request.param
     return volume(rig, published.snapshot.id, folder / "volume.raw"), sent, parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ami", "Images", "ImportTask", "SnapshotRow"]
 
+_ID: Final = re.compile(r"ami-[0-9a-f]{8,17}")
 _ROOT: Final = "/dev/xvda"
 _IMPORT_ROLE: Final = "vmimport"
 
@@ -206,13 +208,15 @@ class Images:
         return str(answer["ImageId"])
 
     @needs("ec2:DescribeImages")
-    def images(self, *, tag: str = "", name: str = "") -> tuple[Ami, ...]:
-        """Return this account's images that have a tag of this key, or this name; disabled ones too."""
+    def images(self, *, tag: str = "", name: str = "", image: str = "") -> tuple[Ami, ...]:
+        """Return this account's images that have a tag of this key, this name, or this id; disabled ones too."""
         filters = []
         if tag:
             filters.append({"Name": "tag-key", "Values": [tag]})
         if name:
             filters.append({"Name": "name", "Values": [name]})
+        if image:
+            filters.append({"Name": "image-id", "Values": [image]})
         pages = self._client.get_paginator("describe_images").paginate(
             Owners=["self"], Filters=filters, IncludeDeprecated=True, IncludeDisabled=True
         )
@@ -220,7 +224,9 @@ class Images:
 
     def image(self, wanted: str) -> Ami:
         """Find an image of this account by id or name; NotFoundError where there is none."""
-        found = [one for one in self.images() if wanted in {one.id, one.name}]
+        # A name may begin as ids do.
+        found = self.images(image=wanted) if _ID.fullmatch(wanted) else ()
+        found = found or self.images(name=wanted)
         if not found:
             raise NotFoundError("there is no such image", place=wanted, hint="calve image list")
         return found[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import TYPE_CHECKING, Any
 
 from calve.cli import cache_options as shared
@@ -18,23 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments", "run"]
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
-
-
-def _duration(text: str) -> int:
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90m, 24h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     shared.add_cache(parser)
     parser.add_argument(
         "--grace",
-        type=_duration,
+        type=common.duration,
         default=86_400,
         metavar="DURATION",
         help="what is younger is kept, and nothing is removed before it was marked so long: 1h or more (default: 24h)",

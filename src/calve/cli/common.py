@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ __all__ = [
     "between",
     "cache_of",
     "caches",
+    "duration",
     "listen",
     "manifest_digest",
     "plural",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 _MOST_LINKS = 64
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
 
 # Arguments
@@ -145,6 +149,14 @@ def manifest_digest(options: argparse.Namespace) -> str | None:
         return check_digest(options.manifest)
     except DamagedError as error:
         raise UsageError(error.message, place="--manifest") from error
+
+
+def duration(text: str) -> int:
+    """Read "90m", "24h" or "7d" as seconds, for argparse."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90m, 24h or 7d")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 # Store paths

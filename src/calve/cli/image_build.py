@@ -280,7 +280,7 @@ def _blocks(
     else:
         with shared.open_regions(session, [options.parent_region]) as (there,):
             snapshot = there.snapshot_of(parent.disk.digest)
-            yield SnapshotBlocks(there.ebs, snapshot, parent.disk, session.cancel)
+            yield SnapshotBlocks(there.ebs, snapshot, session.cancel)
 
 
 # What came of it

@@ -26,7 +26,6 @@ __all__ = [
     "add_region",
     "add_regions",
     "add_source",
-    "duration",
     "everywhere",
     "open_regions",
     "publishers",
@@ -39,22 +38,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _REGION: Final = re.compile(r"[a-z]{2,}(?:-[a-z0-9]+)+")
 _MOST_REGIONS: Final = 40  # more than AWS has
 _USD_PER_1000_PUTS: Final = 0.006  # https://aws.amazon.com/ebs/pricing/, EBS direct APIs, us-east-1
 
 
 # Arguments
-
-
-def duration(text: str) -> int:
-    """Read "90m", "24h" or "7d" as seconds, for argparse."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90m, 24h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def account(text: str) -> str:
@@ -241,7 +230,7 @@ def show_plans(
     from calve.ui.text import mb, one_line
 
     if options.json:
-        rows = [_plan(name, *found) for name, found in plans.items()]
+        rows = [_plan(name, *found, bucket) for name, found in plans.items()]
         body = {"source": str(options.source), "disk": built.disk.digest, "dry_run": True}
         session.document({**body, "regions": rows})
         return
@@ -263,12 +252,12 @@ def _usd(planned: BlockPlan) -> float:
     return len(planned.blocks) * _USD_PER_1000_PUTS / 1000
 
 
-def _plan(name: str, planned: BlockPlan, written: str | None) -> dict[str, Any]:
+def _plan(name: str, planned: BlockPlan, written: str | None, bucket: str | None) -> dict[str, Any]:
     return {
         "region": name,
         "snapshot": written,
         "parent": planned.parent,
         "blocks": 0 if written is not None else len(planned.blocks),
         "bytes": 0 if written is not None else planned.size_bytes,
-        "usd": 0.0 if written is not None else round(_usd(planned), 6),
+        "usd": 0.0 if written is not None or bucket is not None else round(_usd(planned), 6),
     }

@@ -60,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--older-than",
-        type=shared.duration,
+        type=common.duration,
         default=7 * 86_400,
         metavar="DURATION",
         help="what is younger stays (default: 7d)",

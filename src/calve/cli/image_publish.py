@@ -13,6 +13,7 @@ from calve.errors import CancelledError
 
 if TYPE_CHECKING:
     from calve.image.built import Built
+    from calve.image.plan import BlockPlan
     from calve.image.publish import Published, Publisher
 
 __all__ = ["arguments", "run"]
@@ -37,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--deprecate-after",
-        type=shared.duration,
+        type=common.duration,
         metavar="DURATION",
         help="such as 90d: from then on it is deprecated, and still can be launched",
     )
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         built = shared.take(options, session, progress)
         # What one region lacks is told before anything is written to another.
         plans = image_upload.planned(session, there, built)
-        done = {} if options.dry_run else _publish(options, session, there, built)
+        done = {} if options.dry_run else _publish(options, session, there, built, plans)
     if options.dry_run:
         shared.show_plans(options, session, built, plans)
     else:
@@ -65,12 +66,16 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
 
 def _publish(
-    options: argparse.Namespace, session: Session, there: list[Publisher], built: Built
+    options: argparse.Namespace,
+    session: Session,
+    there: list[Publisher],
+    built: Built,
+    plans: dict[str, tuple[BlockPlan, str | None]],
 ) -> dict[str, Published]:
     revision = shared.revision(session)
 
     def publish(one: Publisher) -> Published:
-        published = one.publish(built, revision=revision, deep=options.deep)
+        published = one.publish(built, plans[one.region][0], revision=revision, deep=options.deep)
         if options.share:
             one.images.share(one.images.image(published.image), options.share)
         if options.deprecate_after is not None:
@@ -101,7 +106,9 @@ def _print(
         session.result(one_line(f"{name} {one.image} {one.name}"))
         read = f"{common.plural(one.verified.read, 'block')} read back"
         session.prose(
-            one_line(f"{name}: {one.snapshot.requests} of {one.blocks} blocks sent now, {read}")
+            one_line(
+                f"{name}: {one.snapshot.requests} of {one.snapshot.blocks} blocks sent now, {read}"
+            )
         )
 
 
@@ -111,7 +118,7 @@ def _row(one: Published) -> dict[str, object]:
         "image": one.image,
         "name": one.name,
         "snapshot": one.snapshot.id,
-        "blocks": one.blocks,
+        "blocks": one.snapshot.blocks,
         "requests": one.snapshot.requests,
         "read_blocks": one.verified.read,
     }

@@ -11,6 +11,7 @@ from calve.cli.session import Session
 from calve.errors import CancelledError, UsageError
 
 if TYPE_CHECKING:
+    from calve.cache.url import S3
     from calve.image.built import Built
     from calve.image.plan import BlockPlan
     from calve.image.publish import Publisher
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
             gone = shared.everywhere(session, there, lambda one: one.abort(built))
         else:
             if options.via == "import":
-                _check_import(options, built, names)
+                _import_place(options, built, names)
             plans = planned(session, there, built)
             done = {} if options.dry_run else _write(options, session, there, built, plans)
     if options.abort:
@@ -74,7 +75,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--abort goes with neither --dry-run nor --via import")
 
 
-def _check_import(options: argparse.Namespace, built: Built, names: list[str]) -> None:
+def _import_place(options: argparse.Namespace, built: Built, names: list[str]) -> S3:
+    """Return where the bucket is; UsageError where it cannot be imported from there."""
     from calve.cache import url as locations
 
     place = locations.parse(options.bucket)
@@ -90,6 +92,7 @@ def _check_import(options: argparse.Namespace, built: Built, names: list[str]) -
             place=built.directory,
             hint="build it with --full, or upload it without --via import",
         )
+    return place
 
 
 def planned(
@@ -131,13 +134,10 @@ def _import(
     built: Built,
     plans: dict[str, tuple[BlockPlan, str | None]],
 ) -> dict[str, Snapshot]:
-    from calve.cache import url as locations
     from calve.image.imported import Import
 
     (one,) = there
-    place = locations.parse(options.bucket)
-    if not isinstance(place, locations.S3):
-        raise UsageError("an import is out of a bucket", place=options.bucket)
+    place = _import_place(options, built, [one.region])
     plan, written = plans[one.region]
     with common.caches(session, [options.bucket]) as (objects,):
         task = Import(

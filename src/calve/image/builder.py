@@ -19,6 +19,7 @@ from calve.tasks import Cancel
 
 __all__ = ["Builder"]
 
+_NAME: Final = "esp"
 _NAMESPACE: Final = uuid.UUID("ca1fe000-0000-4000-8000-0000000000ff")
 
 
@@ -44,8 +45,10 @@ class Builder:
         self.cancel = cancel
         self.seed = uuid.uuid5(_NAMESPACE, f"{line} {arch.name}")
 
-    def loader(self, work: Path, root: Sequence[str]) -> tuple[assemble.Part, Loader]:
-        """Make the EFI system partition; return it, and what it was made of."""
+    def loader(
+        self, work: Path, root: Sequence[str], parent: Disk | None = None
+    ) -> tuple[assemble.Part, Loader]:
+        """Make the EFI system partition, as large as the parent's; return it, and what it was made of."""
         self.progress(Note("making the unified kernel image and the EFI system partition"))
         line = " ".join([*self.start.params, *root, f"init={abi.INIT}"])
         loader = Loader(_digest(self.start.kernel), _digest(self.start.initrd), line)
@@ -62,12 +65,16 @@ class Builder:
             work / "loader.efi",
             cancel=self.cancel,
         )
-        size = fat.DEFAULT_BYTES if made.size_bytes < fat.DEFAULT_BYTES * 3 // 4 else fat.MAX_BYTES
+        if parent is None:
+            roomy = made.size_bytes < fat.DEFAULT_BYTES * 3 // 4
+            size = fat.DEFAULT_BYTES if roomy else fat.MAX_BYTES
+        else:  # what stands behind it must not move
+            size = next(one.size_bytes for one in parent.partitions if one.name == _NAME)
         esp = work / "esp"
         fat.make(
             esp, made.path, arch=self.arch, seed=self.seed, size_bytes=size, cancel=self.cancel
         )
-        return assemble.Part("esp", gpt.Kind.ESP, esp), loader
+        return assemble.Part(_NAME, gpt.Kind.ESP, esp), loader
 
     def disk(self, parts: Sequence[assemble.Part], parent: Disk | None = None) -> Disk:
         """Put the disk together."""

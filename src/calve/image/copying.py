@@ -11,8 +11,10 @@ from typing import Final
 
 from calve.aws.images import Ami, Images
 from calve.clock import SYSTEM, Clock
-from calve.errors import ConflictError, DamagedError, DeadlineError, NotFoundError
+from calve.errors import ConflictError, DamagedError, DeadlineError
 from calve.image import ami
+from calve.image.ami import known
+from calve.image.waiting import until
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 from calve.transport import retry
@@ -20,10 +22,8 @@ from calve.transport import retry
 __all__ = ["Copy"]
 
 _ATTEMPTS: Final = 8
-_KNOWN_S: Final = 15.0
 _WITHIN_S: Final = 3600.0
-_LEAST_PAUSE_S: Final = 0.2
-_MOST_PAUSE_S: Final = 10.0
+_PAUSE_S: Final = 10.0
 # How a snapshot was written is not how its copy was.
 _OF_WRITING: Final = frozenset({ami.PLAN, ami.PARENT})
 
@@ -82,37 +82,20 @@ class Copy:
                 name=self.image.name,
                 token=hashlib.sha256(token.encode()).hexdigest(),
             )
-            if self._is_known(made):
+            if known(self.images, made, cancel=self.cancel, clock=self.clock):
                 return made
         raise ConflictError(f"{_ATTEMPTS} copies of {self.image.id} are gone", place=self.region)
 
-    def _is_known(self, image: str) -> bool:
-        """Say whether EC2 knows an image; of a new one that may take seconds."""
-        end_s = self.clock.monotonic() + _KNOWN_S
-        while True:
-            try:
-                self.images.image(image)
-            except NotFoundError:
-                if self.clock.monotonic() > end_s:
-                    return False
-                self.cancel.wait(_LEAST_PAUSE_S, self.clock)
-            else:
-                return True
-
     def _wait(self, image: str) -> Ami:
-        end_s = self.clock.monotonic() + _WITHIN_S
-        pause_s = _LEAST_PAUSE_S
-        while True:
+        def ended() -> Ami | None:
             found = retry.retry(
                 lambda: self.images.image(image), cancel=self.cancel, clock=self.clock
             )
-            if found.state == "available":
-                return found
-            if found.state != "pending":
-                raise DamagedError(f"the copy ended in {found.state}", place=image)
-            if self.clock.monotonic() > end_s:
-                raise DeadlineError(
-                    f"the copy is not available after {_WITHIN_S:.0f} s", place=image
-                )
-            self.cancel.wait(pause_s, self.clock)
-            pause_s = min(_MOST_PAUSE_S, pause_s * 1.5)
+            return None if found.state == "pending" else found
+
+        found = until(ended, _WITHIN_S, most_s=_PAUSE_S, cancel=self.cancel, clock=self.clock)
+        if found is None:
+            raise DeadlineError(f"the copy is not available after {_WITHIN_S:.0f} s", place=image)
+        if found.state != "available":
+            raise DamagedError(f"the copy ended in {found.state}", place=image)
+        return found

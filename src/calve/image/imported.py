@@ -5,6 +5,7 @@ Killed anywhere and run again it goes on: the object's key and the client's toke
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,12 +14,13 @@ from calve.aws.images import Images, ImportTask
 from calve.cache.objects import Objects
 from calve.cache.url import S3
 from calve.clock import SYSTEM, Clock
-from calve.disk.disk import BLOCK_BYTES
+from calve.disk.disk import BLOCK_BYTES, ZERO_BLOCK
 from calve.errors import CalveError, ConflictError, DamagedError, DeadlineError
 from calve.image import ami
 from calve.image.built import Built
 from calve.image.plan import BlockPlan
 from calve.image.upload import Snapshot
+from calve.image.waiting import until
 from calve.progress import Note, Progress, Step, silent
 from calve.tasks import Cancel
 from calve.transport import retry
@@ -27,8 +29,7 @@ __all__ = ["Import"]
 
 _ATTEMPTS: Final = 8
 _WITHIN_S: Final = 2 * 3600.0
-_LEAST_PAUSE_S: Final = 0.2
-_MOST_PAUSE_S: Final = 10.0
+_PAUSE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +85,31 @@ class Import:
         self._send()
         task = self._begin()
         self.progress(Note(f"importing as {task.id}"))
-        end_s = self.clock.monotonic() + _WITHIN_S
-        pause_s = _LEAST_PAUSE_S
-        while task.state == "active":
-            if self.clock.monotonic() > end_s:
-                raise DeadlineError(
-                    f"the import is not completed after {_WITHIN_S:.0f} s", place=task.id
-                )
-            self.cancel.wait(pause_s, self.clock)
-            pause_s = min(_MOST_PAUSE_S, pause_s * 1.5)
-            task = self._look(task)
-            self.progress(Step("import", task.percent, 100, "%"))
+        ended = until(
+            lambda: self._ended(task.id),
+            _WITHIN_S,
+            most_s=_PAUSE_S,
+            cancel=self.cancel,
+            clock=self.clock,
+        )
+        if ended is None:
+            raise DeadlineError(
+                f"the import is not completed after {_WITHIN_S:.0f} s", place=task.id
+            )
+        task = ended
         if task.state != "completed" or not task.snapshot:
             self.objects.delete(self.key)
             raise DamagedError(f"EC2 did not import the disk: {task.message}", place=task.id)
         self.progress(Step("import", 100, 100, "%"))
         return task.snapshot
 
-    def _look(self, task: ImportTask) -> ImportTask:
-        return retry.retry(
-            lambda: self.images.import_task(task.id), cancel=self.cancel, clock=self.clock
+    def _ended(self, task: str) -> ImportTask | None:
+        """Return a task that has ended."""
+        found = retry.retry(
+            lambda: self.images.import_task(task), cancel=self.cancel, clock=self.clock
         )
+        self.progress(Step("import", found.percent, 100, "%"))
+        return None if found.state == "active" else found
 
     # The object
 
@@ -119,14 +124,26 @@ class Import:
         return (self.plan.blocks[-1].index + 1) * BLOCK_BYTES if self.plan.blocks else 0
 
     def _chunks(self) -> Iterator[bytes]:
-        """Yield the disk; a hole reads as zeros."""
+        """Yield the disk, block by block, each as it was planned; a hole reads as zeros.
+
+        Raises:
+            DamagedError: a block is another one: the disk changed since it was built.
+        """
         total = self._size_bytes
+        planned = {block.index: block.sha256 for block in self.plan.blocks}
         sent = 0
         try:
             with self.built.raw.open("rb") as file:
                 while sent < total:
                     self.cancel.check()
                     data = file.read(BLOCK_BYTES).ljust(BLOCK_BYTES, b"\0")
+                    index = sent // BLOCK_BYTES
+                    if hashlib.sha256(data).hexdigest() != planned.get(index, ZERO_BLOCK):
+                        raise DamagedError(
+                            f"block {index} is not what was planned: the disk has changed",
+                            place=self.built.raw,
+                            hint="build it again",
+                        )
                     yield data
                     sent += len(data)
                     self.progress(Step("put", sent, total))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from calve.aws.ebs import EbsDirect, Listed
-from calve.disk.disk import BLOCK_BYTES, ZERO_BLOCK, Disk
+from calve.disk.disk import BLOCK_BYTES, Block, Disk
+from calve.disk.inspect.source import BlockSource
 from calve.errors import CalveError, DamagedError, NotFoundError
 from calve.tasks import Cancel
 from calve.transport import retry
@@ -20,7 +20,7 @@ __all__ = ["Blocks", "FileBlocks", "SnapshotBlocks"]
 class Blocks(Protocol):
     """Reads blocks of one disk."""
 
-    def read(self, index: int) -> bytes:
+    def read(self, block: Block) -> bytes:
         """Return the 512 KiB of a block.
 
         Raises:
@@ -29,67 +29,76 @@ class Blocks(Protocol):
         """
 
 
-def _checked(data: bytes, wanted: str, index: int, place: object) -> bytes:
-    if hashlib.sha256(data).hexdigest() != wanted:
-        raise DamagedError(f"block {index} is not what the image's description says", place=place)
+def _checked(data: bytes, block: Block, place: object) -> bytes:
+    if hashlib.sha256(data).hexdigest() != block.sha256:
+        raise DamagedError(
+            f"block {block.index} is not what the image's description says", place=place
+        )
     return data
 
 
-@dataclass(frozen=True, slots=True)
 class FileBlocks:
     """Out of the raw disk that was built.
 
-    Attributes:
+    Args:
         path: the disk, or an overlay: of that only what it has can be read.
         disk: its description.
     """
 
-    path: Path
-    disk: Disk
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path = path
+        self._changed = None if disk.changed is None else frozenset(disk.changed)
 
-    def read(self, index: int) -> bytes:
+    def read(self, block: Block) -> bytes:
         """Read a block."""
-        known = {block.index: block.sha256 for block in self.disk.present}
-        if index not in known:
+        if self._changed is not None and block.index not in self._changed:
             raise NotFoundError(
-                f"block {index} is not in this file: it is an overlay upon its own parent",
-                place=self.path,
+                f"block {block.index} is not in this file: it is an overlay upon its own parent",
+                place=self._path,
                 hint="name a region where its snapshot is: --parent-region; or build with --full",
             )
-        if known[index] == ZERO_BLOCK:
+        if block.zero:
             return bytes(BLOCK_BYTES)
         try:
-            with self.path.open("rb") as file:
-                data = os.pread(file.fileno(), BLOCK_BYTES, index * BLOCK_BYTES)
+            with self._path.open("rb") as file:
+                data = os.pread(file.fileno(), BLOCK_BYTES, block.index * BLOCK_BYTES)
         except OSError as error:
-            raise CalveError(f"cannot be read: {error.strerror}", place=self.path) from error
-        return _checked(data, known[index], index, self.path)
+            raise CalveError(f"cannot be read: {error.strerror}", place=self._path) from error
+        return _checked(data, block, self._path)
 
 
-@dataclass(slots=True)
 class SnapshotBlocks:
-    """Out of a completed snapshot.
+    """Out of a completed snapshot; which blocks it has is asked once, when the first is read.
 
-    Attributes:
+    Args:
         ebs: of its region.
         snapshot: its id.
-        disk: the description of what it holds.
         cancel: ends a wait.
     """
 
-    ebs: EbsDirect
-    snapshot: str
-    disk: Disk
-    cancel: Cancel = field(default_factory=Cancel)
-    _listed: dict[int, Listed] | None = None
+    def __init__(self, ebs: EbsDirect, snapshot: str, cancel: Cancel) -> None:
+        self._ebs = ebs
+        self._snapshot = snapshot
+        self._cancel = cancel
+        self._listed: dict[int, Listed] | None = None
 
-    def read(self, index: int) -> bytes:
-        """Read a block."""
+    def read(self, block: Block) -> bytes:
+        """Read a block, and hold it against its digest."""
+        data = self.get(block.index)
+        if data is None:
+            raise NotFoundError(f"the snapshot has no block {block.index}", place=self._snapshot)
+        return _checked(data, block, self._snapshot)
+
+    def get(self, index: int) -> bytes | None:
+        """Return a block as it is there; None where nobody wrote it."""
         if self._listed is None:
-            self._listed = {one.index: one for one in self.ebs.blocks(self.snapshot)}
+            rows = retry.retry(lambda: list(self._ebs.blocks(self._snapshot)), cancel=self._cancel)
+            self._listed = {one.index: one for one in rows}
         found = self._listed.get(index)
-        known = {block.index: block.sha256 for block in self.disk.blocks}
-        if found is None or index not in known:
-            raise NotFoundError(f"the snapshot has no block {index}", place=self.snapshot)
-        data = retry.retry(lambda: self.ebs.get(self.snapshot, found), cancel=self.cancel)
-        return _checked(data, known[index], index, self.snapshot)
+        if found is None:
+            return None
+        return retry.retry(lambda: self._ebs.get(self._snapshot, found), cancel=self._cancel)
+
+    def source(self, size_bytes: int) -> BlockSource:
+        """Return the whole volume, for a reader; what nobody wrote are zeros."""
+        return BlockSource(size_bytes, lambda index: self.get(index) or bytes(BLOCK_BYTES))

@@ -6,25 +6,26 @@ what the disk holds. So whatever is run again, after whatever, ends with the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from calve.aws.ebs import BLOCK_BYTES, EbsDirect, Listed
+from calve.aws.ebs import EbsDirect
 from calve.aws.images import Ami, Images
 from calve.clock import SYSTEM, Clock
-from calve.disk.disk import Disk
-from calve.disk.inspect.report import Expected, Inspection
+from calve.disk.disk import BLOCK_BYTES, Disk
+from calve.disk.inspect.report import Expected, Inspection, WantedPartition
 from calve.disk.inspect.report import inspect as inspect_disk
-from calve.disk.inspect.source import BlockSource
 from calve.errors import ConflictError, NotFoundError, UsageError, VerificationError
 from calve.image import ami
+from calve.image.ami import known
 from calve.image.built import Built
+from calve.image.parent import SnapshotBlocks
 from calve.image.plan import BlockPlan, Parent, plan, whole
 from calve.image.upload import Snapshot, Upload, abort, journal_of
 from calve.image.verify import Verified, verify
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
-from calve.transport import retry
 
 __all__ = ["Published", "Publisher", "architecture"]
 
@@ -45,7 +46,6 @@ class Published:
         image: id of the AMI.
         name: its name.
         snapshot: what was written.
-        blocks: that were planned.
         verified: what was read back.
     """
 
@@ -53,7 +53,6 @@ class Published:
     image: str
     name: str
     snapshot: Snapshot
-    blocks: int
     verified: Verified
 
 
@@ -63,6 +62,11 @@ def expected(built: Built) -> Expected:
     sections = {} if loader is None else {".linux": loader.kernel, ".initrd": loader.initrd}
     return Expected(
         closure=dict(built.paths) or None,
+        partitions=[
+            WantedPartition(one.type, one.start_bytes, one.size_bytes, name=one.name)
+            for one in built.disk.partitions
+        ]
+        or None,
         cmdline=None if loader is None else loader.command_line,
         sections=sections,
         machine=None if loader is None else built.disk.arch.name,
@@ -92,6 +96,7 @@ class Publisher:
     def publish(
         self,
         built: Built,
+        planned: BlockPlan | None = None,
         *,
         revision: str = "",
         deep: bool = False,
@@ -100,6 +105,7 @@ class Publisher:
 
         Args:
             built: the image.
+            planned: what `plan` says of it, where that is known already.
             revision: of the configuration that it was built from, for its tags.
             deep: read every block back, and what the disk is made of.
 
@@ -107,7 +113,7 @@ class Publisher:
             VerificationError: the snapshot is not what was planned; it is not registered.
             CalveError: of the services.
         """
-        planned = self.plan(built)
+        planned = planned or self.plan(built)
         snapshot = self.upload(built, planned)
         verified = self.verify(built.disk, planned, snapshot.id, deep=deep)
         verified.check(snapshot.id)
@@ -115,7 +121,7 @@ class Publisher:
             _check(self.inspect(built, snapshot.id), snapshot.id)
         image = self.register(built, planned, snapshot.id, revision=revision)
         name = ami.image_name(built.line, built.disk)
-        return Published(self.region, image, name, snapshot, len(planned.blocks), verified)
+        return Published(self.region, image, name, snapshot, verified)
 
     def plan(self, built: Built) -> BlockPlan:
         """Decide what to write: an overlay goes onto the snapshot of its parent in this region.
@@ -225,15 +231,10 @@ class Publisher:
 
     def inspect(self, built: Built, snapshot: str) -> Inspection:
         """Read a snapshot as firmware, kernel and Nix would: by a reader that shares no code with the writers."""
-        blocks: dict[int, Listed] = {one.index: one for one in self.ebs.blocks(snapshot)}
-
-        def fetch(index: int) -> bytes:
-            found = blocks.get(index)
-            if found is None:
-                return bytes(BLOCK_BYTES)
-            return retry.retry(lambda: self.ebs.get(snapshot, found), cancel=self.cancel)
-
-        return inspect_disk(BlockSource(built.disk.size_bytes, fetch), expected(built))
+        # The disk's own end, not the volume's: one that was made elsewhere may end within a GiB.
+        size_bytes = (built.disk.blocks[-1].index + 1) * BLOCK_BYTES if built.disk.blocks else 0
+        source = SnapshotBlocks(self.ebs, snapshot, self.cancel).source(size_bytes)
+        return inspect_disk(source, expected(built))
 
     def register(
         self, built: Built, planned: BlockPlan, snapshot: str, *, revision: str = ""
@@ -243,23 +244,60 @@ class Publisher:
         Raises:
             ConflictError: another image has its name.
         """
-        name = ami.image_name(built.line, built.disk)
+        return self.register_as(
+            ami.image_name(built.line, built.disk),
+            snapshot,
+            architecture=architecture(built.disk),
+            size_gib=planned.size_gib,
+            description=f"Calve: {built.closure or built.line}",
+            tags=self.tags(built, planned, revision=revision),
+            holds=ami.DISK,
+        )
+
+    def register_as(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        architecture: str,
+        size_gib: int,
+        description: str,
+        tags: Mapping[str, str],
+        holds: str,
+    ) -> str:
+        """Register an image, unless one that holds the same has the name; return its id once EC2 knows it.
+
+        Args:
+            name: see `Images.register`, as of what follows.
+            snapshot: likewise.
+            architecture: likewise.
+            size_gib: likewise.
+            description: likewise.
+            tags: likewise.
+            holds: the tag that says what an image holds.
+
+        Raises:
+            ConflictError: an image with the name holds something else.
+        """
         found = self._registered(name)
         if found is None:
             try:
-                return self.images.register(
+                made = self.images.register(
                     name,
                     snapshot=snapshot,
-                    architecture=architecture(built.disk),
-                    size_gib=planned.size_gib,
-                    description=f"Calve: {built.closure or built.line}",
-                    tags=self.tags(built, planned, revision=revision),
+                    architecture=architecture,
+                    size_gib=size_gib,
+                    description=description,
+                    tags=tags,
                 )
             except ConflictError:
                 found = self._registered(name)  # somebody else was first, with the same
                 if found is None:
                     raise
-        if found.tags.get(ami.DISK) != built.disk.digest:
+            else:
+                known(self.images, made, cancel=self.cancel, clock=self.clock)
+                return made
+        if found.tags.get(holds) != tags[holds]:
             raise ConflictError(f"{found.id} has the name {name}, and holds something else")
         return found.id
 

@@ -19,6 +19,7 @@ from calve.disk.arch import Arch
 from calve.disk.disk import BLOCK_BYTES
 from calve.disk.erofsformat import BLOCK_BYTES as FS_BLOCK_BYTES
 from calve.disk.extents import Extent
+from calve.disk.scratch import write_all
 from calve.errors import DamagedError, UsageError
 from calve.image.builder import Builder
 from calve.image.built import TREE, TREE_PARTITION, Built, keep
@@ -88,8 +89,8 @@ class Release:
                 tree = self._tree(store, out, builder.seed, dirty or (), cancel)
                 words.append(_word(tree))
                 parts.insert(0, self._hashes(tree))
-            esp, loader = builder.loader(work, words)
             upon = None if parent is None else parent.disk
+            esp, loader = builder.loader(work, words, upon)
             disk = builder.disk([esp, *parts], upon)
         return keep(Built(out, disk, self.line, self.system, layout, upon, loader=loader))
 
@@ -143,7 +144,7 @@ class Release:
         if self.blocks is None:
             raise UsageError("the parent's blocks cannot be read", place=parent.directory)
         start = next(one.start_bytes for one in parent.disk.partitions if one.name == "root")
-        known = {block.index for block in parent.disk.blocks}
+        known = {block.index: block for block in parent.disk.blocks}
         per_block = BLOCK_BYTES // FS_BLOCK_BYTES
         descriptor = os.open(store, os.O_RDWR)
         try:
@@ -153,11 +154,11 @@ class Release:
                 index = start // BLOCK_BYTES + number
                 if not gaps or index not in known:
                     continue
-                data = self.blocks.read(index)
+                data = self.blocks.read(known[index])
                 for gap in gaps:
                     at = (gap.address - first) * FS_BLOCK_BYTES
                     piece = data[at : at + gap.blocks * FS_BLOCK_BYTES]
-                    os.pwrite(descriptor, piece, gap.address * FS_BLOCK_BYTES)
+                    write_all(descriptor, piece, gap.address * FS_BLOCK_BYTES)
         finally:
             os.close(descriptor)
 

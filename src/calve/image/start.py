@@ -79,10 +79,9 @@ def start_of(
     if initrd is None:
         path, initrd = _file(source, spec.initrd or "", work)
         seeds.append(path)
-    own = {word.partition("=")[0] for word in spec.params} - {"console"}
     words = [word for word in spec.params if word not in CONSOLES]
     words += [*CONSOLES, f"calve.kernel={kernel_path}"]
-    words += [word for word in ("panic=30",) if word.partition("=")[0] not in own]
+    words += [] if any(word.startswith("panic=") for word in spec.params) else ["panic=30"]
     words += ["calve.debug=1"] if debug else []
     release = wanted.release or uki.kernel_release(kernel)
     return Start(kernel, initrd, release, tuple(words), tuple(seeds))

@@ -26,6 +26,7 @@ from calve.image.journal import Begun, Journal
 from calve.image.plan import BlockPlan
 from calve.image.schedule import Limits
 from calve.image.sending import Sending
+from calve.image.waiting import until
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 from calve.transport import retry
@@ -39,6 +40,7 @@ _CONNECT_S: Final = 3.0
 _READ_S: Final = 12.0
 _DONE_S: Final = 600.0
 _SEALED_S: Final = 60.0
+_PAUSE_S: Final = 2.0
 _CONTROL: Final = retry.Policy(attempts=None, base_s=0.2, cap_s=5.0, deadline_s=120.0)
 
 
@@ -238,21 +240,18 @@ class Upload:
                 raise refusal from None
 
     def _wait(self, snapshot: str, within_s: float = _DONE_S) -> None:
-        end_s = self.clock.monotonic() + within_s
-        pause_s = 0.1
-        while True:
+        def ended() -> tuple[str, str] | None:
             found = self._patiently(lambda: self.ec2.snapshot_state(snapshot))
-            state, message = found or ("pending", "")
-            if state == "completed":
-                return
-            if state != "pending":
-                raise DamagedError(f"the snapshot ended in {state}: {message}", place=snapshot)
-            if self.clock.monotonic() > end_s:
-                raise DeadlineError(
-                    f"the snapshot is not completed after {within_s:.0f} s", place=snapshot
-                )
-            self.cancel.wait(pause_s, self.clock)
-            pause_s = min(2.0, pause_s * 1.5)
+            return None if found is None or found[0] == "pending" else found
+
+        found = until(ended, within_s, most_s=_PAUSE_S, cancel=self.cancel, clock=self.clock)
+        if found is None:
+            raise DeadlineError(
+                f"the snapshot is not completed after {within_s:.0f} s", place=snapshot
+            )
+        state, message = found
+        if state != "completed":
+            raise DamagedError(f"the snapshot ended in {state}: {message}", place=snapshot)
 
     def _patiently(self, function: Callable[[], T]) -> T:
         return retry.retry(function, _CONTROL, cancel=self.cancel, clock=self.clock)

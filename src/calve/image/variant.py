@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calve.aws.ebs import Listed
 from calve.aws.images import Ami
 from calve.disk.arch import arch
 from calve.disk.disk import BLOCK_BYTES, Block, Disk
-from calve.disk.inspect.source import BlockSource
-from calve.errors import ConflictError, UsageError
+from calve.errors import UsageError
 from calve.image import ami, debug
+from calve.image.parent import SnapshotBlocks
 from calve.image.plan import BlockPlan
 from calve.image.publish import Publisher
 from calve.image.upload import Upload
-from calve.transport import retry
 
 __all__ = ["SUFFIX", "Made", "Prepared", "make", "prepare"]
 
@@ -66,8 +64,8 @@ def prepare(there: Publisher, image: Ami) -> Prepared:
     if ami.VARIANT in image.tags or len(name) > _MOST_NAME:
         raise UsageError("this image is a variant itself", place=image.id)
     (snapshot,) = image.snapshots
-    size_bytes = image.size_gib << 30
-    variant = debug.with_debug(_source(there, snapshot, size_bytes), image.id)
+    source = SnapshotBlocks(there.ebs, snapshot, there.cancel).source(image.size_gib << 30)
+    variant = debug.with_debug(source, image.id)
     if not variant.blocks:
         raise UsageError(f"{debug.WORD} is on its command line already", place=image.id)
     blocks = tuple(
@@ -97,20 +95,16 @@ def make(there: Publisher, prepared: Prepared) -> Made:
             ).run().id  # fmt: skip
     disk = _disk(image, plan.blocks)
     there.verify(disk, plan, written).check(written)
-    return Made(_register(there, prepared, written, tags), written, len(plan.blocks))
-
-
-def _source(there: Publisher, snapshot: str, size_bytes: int) -> BlockSource:
-    """Return a snapshot's bytes; only what is read is fetched."""
-    listed: dict[int, Listed] = {one.index: one for one in there.ebs.blocks(snapshot)}
-
-    def fetch(index: int) -> bytes:
-        found = listed.get(index)
-        if found is None:
-            return bytes(BLOCK_BYTES)
-        return retry.retry(lambda: there.ebs.get(snapshot, found), cancel=there.cancel)
-
-    return BlockSource(size_bytes, fetch)
+    made = there.register_as(
+        prepared.name,
+        written,
+        architecture=image.architecture,
+        size_gib=image.size_gib,
+        description=f"Calve: {image.id} with {debug.WORD}",
+        tags=tags,
+        holds=ami.PLAN,
+    )
+    return Made(made, written, len(plan.blocks))
 
 
 def _disk(image: Ami, blocks: tuple[Block, ...]) -> Disk:
@@ -143,19 +137,3 @@ def _tags(prepared: Prepared) -> dict[str, str]:
         ami.PARENT: prepared.plan.parent or "",
         **kept,
     }
-
-
-def _register(there: Publisher, prepared: Prepared, snapshot: str, tags: Mapping[str, str]) -> str:
-    found = next(iter(there.images.images(name=prepared.name)), None)
-    if found is None:
-        return there.images.register(
-            prepared.name,
-            snapshot=snapshot,
-            architecture=prepared.image.architecture,
-            size_gib=prepared.image.size_gib,
-            description=f"Calve: {prepared.image.id} with {debug.WORD}",
-            tags=tags,
-        )
-    if found.tags.get(ami.PLAN) != prepared.plan.digest:
-        raise ConflictError(f"{found.id} has the name {prepared.name}, and holds something else")
-    return found.id

@@ -130,11 +130,12 @@ def verify(
     rows = retry.retry(lambda: list(ebs.blocks(snapshot)), cancel=cancel)
     blocks = {one.index: one for one in rows}
     findings = list(listed(blocks, plan, disk))
-    unplanned = [one for one in findings if one.check == "block-unplanned"]
-    if unplanned:
+    if any(one.check == "block-unplanned" for one in findings):
         # EC2's import writes the whole volume: zeros do no harm where nobody will read.
         zeros = _zeros(ebs, snapshot, disk, blocks, progress, cancel)
-        findings = [one for one in findings if one not in unplanned or one.place not in zeros]
+        findings = [
+            one for one in findings if one.check != "block-unplanned" or one.place not in zeros
+        ]
     written = {block.index for block in plan.blocks}
     if plan.parent is not None:
         findings += _changed(ebs, plan.parent, snapshot, written, cancel)

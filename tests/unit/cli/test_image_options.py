@@ -10,6 +10,7 @@ import pytest
 
 from calve.aws.ebs import configured_endpoint
 from calve.aws.session import default_region
+from calve.cli import common
 from calve.cli import image_options as shared
 from calve.errors import UsageError
 
@@ -56,11 +57,11 @@ def test_the_endpoint_is_that_of_boto_s_variables():
 
 
 def test_durations():
-    found = [shared.duration(text) for text in ("0s", "90m", "24h", "7d")]
+    found = [common.duration(text) for text in ("0s", "90m", "24h", "7d")]
     assert found == [0, 5400, 86_400, 604_800]
     for text in ("", "7", "d", "-1d", "1w", "1.5h", "1h30m"):
         with pytest.raises(argparse.ArgumentTypeError):
-            shared.duration(text)
+            common.duration(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""The one way to wait for what EC2 does in its own time: asked at first often, then less and less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from calve.clock import Clock
+from calve.tasks import Cancel
+
+__all__ = ["until"]
+
+T = TypeVar("T")
+
+_LEAST_S: Final = 0.2
+_GROWTH: Final = 1.5
+
+
+def until(
+    look: Callable[[], T | None], within_s: float, *, most_s: float, cancel: Cancel, clock: Clock
+) -> T | None:
+    """Ask until there is an answer.
+
+    Args:
+        look: returns None as long as there is none.
+        within_s: how long, in seconds.
+        most_s: between two questions.
+        cancel: ends it.
+        clock: for the waits.
+
+    Returns:
+        The answer; None where there was none in time.
+    """
+    end_s = clock.monotonic() + within_s
+    pause_s = _LEAST_S
+    while True:
+        found = look()
+        if found is not None or clock.monotonic() > end_s:
+            return found
+        cancel.wait(pause_s, clock)
+        pause_s = min(most_s, pause_s * _GROWTH)
