@@ -206,20 +206,47 @@ def median(runs: Sequence[Run], of: str = "wall_s") -> float:
     return statistics.median(getattr(run, of) for run in runs)
 
 
-def times(name: str, ours: Sequence[Run], peer: Sequence[Run], least: float | None = None) -> Row:
-    """Return a row of wall times, its ratio how many times as long the peer takes, in pairs."""
-    ratios = sorted(b.wall_s / a.wall_s for a, b in zip(ours, peer, strict=True))
+def compared(
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    least: float | None = None,
+    *,
+    rates: bool = False,
+) -> Row:
+    """Return a row of medians, its ratio that of the pairs: how many times as much the peer takes.
+
+    Args:
+        name: of the row.
+        unit: of the figures.
+        ours: a figure for each pair.
+        peer: likewise.
+        least: the ratio that is required.
+        rates: more is better: the ratio is how many times the peer's rate ours is.
+    """
+    pairs = zip(peer, ours, strict=True) if rates else zip(ours, peer, strict=True)
+    ratios = sorted(b / a for a, b in pairs)
     ratio = statistics.median(ratios)
-    return Row(
-        name,
-        median(ours),
-        "s",
-        median(peer),
-        ratio,
-        f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
-        "" if least is None else f">= {least:.2f} x",
-        least is None or ratio >= least,
-    )
+    spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
+    required = "" if least is None else f">= {least:.2f} x"
+    mine, theirs = statistics.median(ours), statistics.median(peer)
+    return Row(name, mine, unit, theirs, ratio, spread, required, least is None or ratio >= least)
+
+
+def times(name: str, ours: Sequence[Run], peer: Sequence[Run], least: float | None = None) -> Row:
+    """Return a row of wall times; see `compared`."""
+    return compared(name, "s", [run.wall_s for run in ours], [run.wall_s for run in peer], least)
+
+
+def at_least(name: str, value: float, unit: str, least: float) -> Row:
+    """Return a row of a figure that must be no less."""
+    return Row(name, value, unit, required=f">= {least:g} {unit}".rstrip(), met=value >= least)
+
+
+def at_most(name: str, value: float, unit: str, most: float) -> Row:
+    """Return a row of a figure that must be no more."""
+    return Row(name, value, unit, required=f"<= {most:g} {unit}".rstrip(), met=value <= most)
 
 
 def beside(runs: Mapping[str, Sequence[Run]], group: str) -> list[str]:

@@ -21,7 +21,17 @@ from pathlib import Path
 
 from benchmarks import _boot_first, _boot_peer, _closure, _nix
 from benchmarks._boot_rig import DISK_BYTES, Booted, Rig
-from benchmarks._rows import Row, Run, beside, finish, interleaved, load, median
+from benchmarks._rows import (
+    Row,
+    Run,
+    at_least,
+    at_most,
+    beside,
+    compared,
+    finish,
+    interleaved,
+    load,
+)
 from calve.boot.policy import Policy
 from calve.demo.imports import Importer, temporary
 from calve.demo.system import Boot
@@ -86,7 +96,7 @@ class Bench:
 
             cases = {name: partial(case, name, *image) for name, image in images.items()}
             runs = interleaved(cases, PAIRS)
-        self.rows.append(_least("the closure's NARs", nar_bytes / 1e6, "MB", 100))
+        self.rows.append(at_least("the closure's NARs", nar_bytes / 1e6, "MB", 100))
         for name in [one for one in runs if one not in {"calve", _SEEDED}]:
             least = 1 / 0.7 if name == _FIRST else 2.0
             self.rows += _faster(f"against {name}", runs["calve"], runs[name], least)
@@ -213,8 +223,8 @@ class Bench:
         peak = max(fields["agent_peak_mb"] for fields in ready)
         lowest = min(fields["lowest_available_mb"] for fields in ready)
         self.rows += [
-            _most(f"{name}: agent's peak", peak, "MB", 40),
-            _least(f"{name}: lowest MemAvailable", lowest, "MB", 300),
+            at_most(f"{name}: agent's peak", peak, "MB", 40),
+            at_least(f"{name}: lowest MemAvailable", lowest, "MB", 300),
         ]
 
     # The initrd
@@ -234,7 +244,7 @@ class Bench:
             ).compressed_bytes
             for name, part in (("whole", agent), ("none", nothing))
         )
-        added = _most("initrd, added by the agent", (whole - bare) / 1e6, "MB", 8.1)
+        added = at_most("initrd, added by the agent", (whole - bare) / 1e6, "MB", 8.1)
         old_bare = self._work / "first-none.img"
         old = self._first(_PACKED, old_bare)
         if old is not None:
@@ -262,14 +272,6 @@ def _random_file(store: LocalStore, name: str, size: int) -> StorePath:
 # Rows
 
 
-def _least(name: str, value: float, unit: str, least: float) -> Row:
-    return Row(name, value, unit, required=f">= {least:g} {unit}", met=value >= least)
-
-
-def _most(name: str, value: float, unit: str, most: float) -> Row:
-    return Row(name, value, unit, required=f"<= {most:g} {unit}", met=value <= most)
-
-
 def _faster(name: str, ours: Sequence[Run], peer: Sequence[Run], least: float) -> list[Row]:
     """Return rows of wall time and of CPU, the ratios in pairs: how many times as long the peer takes.
 
@@ -277,12 +279,10 @@ def _faster(name: str, ours: Sequence[Run], peer: Sequence[Run], least: float) -
     """
     rows = []
     for what, of in (("", "wall_s"), (", CPU", "cpu_s")):
-        ratios = sorted(getattr(b, of) / getattr(a, of) for a, b in zip(ours, peer, strict=True))
-        ratio = statistics.median(ratios)
-        spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-        rows.append(Row(name + what, median(ours, of), "s", median(peer, of), ratio, spread))
-        if of == "wall_s":
-            steady = ratios[-1] - ratios[0] <= _RANGE * ratio
+        figures = [[getattr(run, of) for run in each] for each in (ours, peer)]
+        rows.append(compared(name + what, "s", *figures))
+    ratios = [b.wall_s / a.wall_s for a, b in zip(ours, peer, strict=True)]
+    steady = max(ratios) - min(ratios) <= _RANGE * (rows[0].ratio or 0.0)
     judge = rows[0] if steady else rows[1]
     judge.required, judge.met = f">= {least:.2f} x", (judge.ratio or 0.0) >= least
     return rows

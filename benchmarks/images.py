@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import TypeVar
 
 from benchmarks import _closure
 from benchmarks._ebs import Ebs
-from benchmarks._rows import PAIRS, Row, finish, load
+from benchmarks._rows import PAIRS, Row, at_most, compared, finish, load
 from calve.aws.ebs import EbsDirect
 from calve.aws.images import Images
 from calve.demo.imports import Importer, temporary
@@ -58,16 +57,6 @@ def _floor_s(disk: Path) -> float:
     return (time.process_time() - begin) / len(data)
 
 
-def _compared(name: str, unit: str, ours: list[float], peer: list[float], least: float) -> Row:
-    """Return a row of rates, its ratio how many times ours is the peer's, in pairs."""
-    ratios = sorted(a / b for a, b in zip(ours, peer, strict=True))
-    ratio = statistics.median(ratios)
-    spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-    required = f">= {least:.2f} x" if least else ""
-    mine, theirs = statistics.median(ours), statistics.median(peer)
-    return Row(name, mine, unit, theirs, ratio, spread, required, ratio >= least)
-
-
 def upload() -> tuple[list[Row], list[str]]:
     """Measure the upload of one disk, without a delay and with 100 ms for each request."""
     rows: list[Row] = []
@@ -90,12 +79,8 @@ def upload() -> tuple[list[Row], list[str]]:
             what = f"{delay_s * 1000:.0f} ms"
             rates = [[_BLOCKS / pair[n]["wall_s"] for pair in runs] for n in (0, 1)]
             cpus = [[pair[n]["cpu_s"] / _BLOCKS * 1000 for pair in runs] for n in (0, 1)]
-            rows.append(_compared(f"{what}: PUTs per second", "/s", *rates, _RATIO))
-            mine, theirs = statistics.median(cpus[0]), statistics.median(cpus[1])
-            ratios = sorted(b / a for a, b in zip(*cpus, strict=True))
-            spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-            ratio = statistics.median(ratios)
-            rows.append(Row(f"{what}: CPU per block", mine, "ms", theirs, ratio, spread))
+            rows.append(compared(f"{what}: PUTs per second", "/s", *rates, _RATIO, rates=True))
+            rows.append(compared(f"{what}: CPU per block", "ms", *cpus))
             again = max(pair[0]["requests"] for pair in runs) - _BLOCKS
             notes.append(f"{what}: at most {again:.0f} requests beyond one for each block")
             notes.append(f"{what}: the service used {service_ms:.2f} ms of CPU for a block")
@@ -150,7 +135,7 @@ def release() -> tuple[list[Row], list[str]]:
         two = _system(store, top, big, source.randbytes(400 << 10))
         size = sum(info.nar_size for info in store.closure([one]))
         with World(work / "world") as world, Client() as client:
-            world._api.faults = FaultPlan().add(Delay(0.1), times=None)  # noqa: SLF001
+            world.api.faults = FaultPlan().add(Delay(0.1), times=None)
             keys = world.operator_credentials
             ebs = EbsDirect(client, REGION, keys, endpoint=world.operator_api)
             publisher = Publisher(REGION, ebs, Images(world.session))
@@ -172,15 +157,11 @@ def release() -> tuple[list[Row], list[str]]:
     rows = [Row("the closure's NARs", size / 1e6, "MB", required=">= 300 MB", met=size >= _BYTES)]
     rows += [Row(name, seconds, "s") for name, seconds in spent.items()]
     to_snapshot = spent["first: build"] + spent["first: upload"]
-    rows.append(_most("first image, closure to completed snapshot", to_snapshot, "s", 12))
+    rows.append(at_most("first image, closure to completed snapshot", to_snapshot, "s", 12))
     to_ami = spent["next: build"] + spent["next: publish"]
-    rows.append(_most("next image, closure to registered AMI", to_ami, "s", 3))
-    rows.append(_most("next image, blocks written, whole disk", done.snapshot.blocks, "", 10))
+    rows.append(at_most("next image, closure to registered AMI", to_ami, "s", 3))
+    rows.append(at_most("next image, blocks written, whole disk", done.snapshot.blocks, "", 10))
     return rows, [*notes, f"at the end: {load()}"]
-
-
-def _most(name: str, value: float, unit: str, most: float) -> Row:
-    return Row(name, value, unit, required=f"<= {most:g} {unit}".strip(), met=value <= most)
 
 
 _PARTS: dict[str, Callable[[], tuple[list[Row], list[str]]]] = {

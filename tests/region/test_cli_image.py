@@ -17,6 +17,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from uploading import NoBalancer, NoMachines
 
 import calve
 from calve.contract.abi import Abi
@@ -46,27 +47,6 @@ ACCOUNT = "210987654321"
 SCOPE = re.compile(r"Credential=[^/]+/[0-9]{8}/([a-z0-9-]+)/")
 
 
-class _NoMachines:
-    """What is noted as launched is on, and that is all."""
-
-    def console(self, _instance_id):
-        return b""
-
-    def running(self, _instance_id):
-        return True
-
-    def launch(self, launch):
-        pass
-
-    def terminate(self, _instance_id):
-        pass
-
-
-class _NoBalancer:
-    def start(self, *_args):
-        raise AssertionError
-
-
 class Place:
     """One region: EBS direct and EC2."""
 
@@ -74,7 +54,7 @@ class Place:
         self.snapshots = Snapshots(directory / name, region=name, complete_s=0.1)
         self.ebs = EbsService(self.snapshots, principals)
         self.storage = Storage(name, self.snapshots, objects=objects, neighbour=find)
-        self.cloud = Cloud(_NoMachines(), _NoBalancer(), region=name, storage=self.storage)
+        self.cloud = Cloud(NoMachines(), NoBalancer(), region=name, storage=self.storage)
 
     def handle(self, request):
         direct = request.path.startswith("/snapshots")

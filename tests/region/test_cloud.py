@@ -24,7 +24,7 @@ from calve.errors import (
 from calve.region.access import Access
 from calve.region.balancer import HaProxy
 from calve.region.cloud import Cloud
-from calve.region.groups import Rules
+from calve.region.group import Rules
 from calve.region.server import Server
 from calve.region.signature import Principals, Refusal
 from calve.transport.credentials import Credentials

@@ -12,6 +12,7 @@ import boto3
 import botocore.config
 import pytest
 from botocore.exceptions import ClientError
+from uploading import NoBalancer, NoMachines
 
 from calve.errors import NotFoundError
 from calve.region.blocks import Snapshots
@@ -28,31 +29,13 @@ NONE_SNAPSHOT, NONE_IMAGE = "snap-0123456789abcdef0", "ami-0123456789abcdef0"
 OTHER = "210987654321"
 
 
-class _NoMachines:
-    """What is noted as launched is on, and that is all."""
-
-    def console(self, _instance_id):
-        return b""
-
-    def running(self, _instance_id):
-        return True
-
-    def terminate(self, _instance_id):
-        pass
-
-
-class _NoBalancer:
-    def start(self, *_args):
-        raise AssertionError
-
-
 class Place:
     """One region's EC2."""
 
     def __init__(self, name, directory, clock, objects, find):
         self.snapshots = Snapshots(directory / name, region=name, clock=clock)
         self.storage = Storage(name, self.snapshots, objects=objects, neighbour=find)
-        self.cloud = Cloud(_NoMachines(), _NoBalancer(), region=name, storage=self.storage)
+        self.cloud = Cloud(NoMachines(), NoBalancer(), region=name, storage=self.storage)
         self.clock = clock
         self.name = name
         self.owner = contextlib.ExitStack()
@@ -645,7 +628,7 @@ def test_a_launch_out_of_a_template_is_noted(place):
 
 def test_a_region_without_snapshots_registers_nothing(tmp_path):
     with (
-        Cloud(_NoMachines(), _NoBalancer(), region="test-region") as cloud,
+        Cloud(NoMachines(), NoBalancer(), region="test-region") as cloud,
         Server(cloud.handle) as server,
     ):
         cloud.add_image(NONE_IMAGE, "base")

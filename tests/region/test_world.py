@@ -21,7 +21,7 @@ NAME = "i-00000000000000001"
 @pytest.fixture
 def world(tmp_path):
     made = World(tmp_path, group="site")
-    with made.s3, made.balancer, made._api:  # which listen since they were made; no driver runs
+    with made.s3, made.balancer, made.api:  # which listen since they were made; no driver runs
         yield made
 
 

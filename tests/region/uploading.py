@@ -64,6 +64,9 @@ class NoMachines:
     def running(self, _instance_id):
         return True
 
+    def launch(self, _launch):
+        pass
+
     def terminate(self, _instance_id):
         pass
 

@@ -80,15 +80,6 @@ class Boot:
                 connection.close()
         raise AssertionError(f"no answer within {within_s} s: {self.console[-3000:]}")
 
-    def until(self, kind, within_s=120):
-        """Wait for evidence of a kind; return its fields."""
-        end = time.monotonic() + within_s
-        while not any(event.kind == kind for event in self.events):
-            assert time.monotonic() < end, self.console[-3000:]
-            assert self.rig.world.machines.running(self.name), self.console[-3000:]
-            time.sleep(0.2)
-        return self.event(kind)
-
     def ended(self, within_s=120):
         """Wait until it powered off; return its last evidence."""
         end = time.monotonic() + within_s

@@ -18,7 +18,7 @@ def webserver(rig):
     with rig.boot(rig.user_data(path)) as boot:
         answer = boot.get()
         health = boot.get("/healthz")
-        boot.until("healthy")
+        boot.told("healthy")
         yield path, boot, answer, health
 
 

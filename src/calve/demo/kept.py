@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from calve.nix.tree import remove_tree
 from calve.progress import Note, Progress
 from calve.tasks import Cancel
 
-__all__ = ["Turn", "remove", "run_folder", "seal", "sealed"]
+__all__ = ["Turn", "remove", "run_folder", "seal", "sealed", "whole"]
 
 _RUN: Final = "run-"
 _LOCK: Final = "lock"
@@ -162,3 +163,17 @@ def _seal(path: Path) -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def whole(final: Path) -> Iterator[Path]:
+    """Give a directory beside `final` that becomes it: a directory of that name is complete. It is removed on an error."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        work.replace(final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from calve.demo import kept
 from calve.demo.packages import Packages
 from calve.demo.unpack_deb import Unpacker, control
 from calve.errors import DamagedError
@@ -61,23 +61,11 @@ def kernel(packages: Packages, out: Path, meta_package: str = META_PACKAGE) -> K
     try:
         if not ((final / "vmlinuz").is_file() and (final / "modules").is_dir()):
             shutil.rmtree(final, ignore_errors=True)  # somebody cleaned up in it
-            _unpack(deb.path, final, version)
+            with kept.whole(final) as work:
+                kernel_files(deb.path, work, version)
     except OSError as error:
         raise storage_error(error, out) from error
     return Kernel(version, final / "vmlinuz", final / "modules")
-
-
-def _unpack(deb: Path, final: Path, version: str) -> None:
-    """Unpack beside `final`, then rename: a directory of that name is complete."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".linux-", dir=final.parent))
-    try:
-        kernel_files(deb, work, version)
-        work.chmod(0o755)
-        work.replace(final)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def kernel_files(deb: Path, out: Path, version: str) -> tuple[Path, Path]:

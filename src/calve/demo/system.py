@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from calve.disk.payload import Payload
 from calve.errors import UsageError
 from calve.nix.storepath import STORE_DIR, StorePath
 
-__all__ = ["KERNEL_PARAMS", "SYSTEM", "Boot", "System", "add_toplevel", "render", "text"]
+__all__ = ["KERNEL_PARAMS", "SYSTEM", "Boot", "System", "add_toplevel", "render", "table", "text"]
 
 SYSTEM = "x86_64-linux"
 KERNEL_PARAMS = ("console=ttyS0,115200n8", "loglevel=4", "panic=30")
@@ -87,6 +87,13 @@ class System:
 def text(name: str) -> str:
     """Return a file of calve/demo/data."""
     return resources.files("calve.demo").joinpath("data", name).read_text(encoding="utf-8")
+
+
+def table(name: str) -> Iterator[list[str]]:
+    """Read a text file of words, without its comments."""
+    for line in text(name).splitlines():
+        if line and not line.startswith("#"):
+            yield line.split()
 
 
 def render(name: str, **values: object) -> str:

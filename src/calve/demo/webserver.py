@@ -7,7 +7,7 @@ stands in calve/demo/data/webserver: users, masks, links, the CA bundle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -18,7 +18,7 @@ from calve.demo.index import Index
 from calve.demo.packages import Packages
 from calve.demo.paths import add_packages, one
 from calve.demo.stage2 import HEALTH, UNIT, add_stage_2
-from calve.demo.system import Boot, System, add_toplevel, render, text
+from calve.demo.system import Boot, System, add_toplevel, render, table
 from calve.demo.www import add_www
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
@@ -69,18 +69,11 @@ def build_webserver(
 
 def package_names() -> list[str]:
     """Return the names of the packages that the web server is made of."""
-    return [line[0] for line in _table("webserver/packages.txt")]
+    return [line[0] for line in table("webserver/packages.txt")]
 
 
 def _omitted() -> set[str]:
-    return {" ".join(words) for words in _table("webserver/omitted.txt")}
-
-
-def _table(name: str) -> Iterator[list[str]]:
-    """Read a text file of words, without its comments."""
-    for line in text(name).splitlines():
-        if line and not line.startswith("#"):
-            yield line.split()
+    return {" ".join(words) for words in table("webserver/omitted.txt")}
 
 
 def _add_system_path(importer: Importer, paths: Mapping[str, StorePath]) -> StorePath:
@@ -100,7 +93,7 @@ def _add_etc(
         tree = work / "etc"
         _copy(resources.files("calve.demo").joinpath("data", "webserver", "etc"), tree)
         _add_links(work, "etc")
-        for (mask,) in _table("webserver/masks.txt"):
+        for (mask,) in table("webserver/masks.txt"):
             _link(tree / "systemd" / mask, "/dev/null")
         _link(tree / "ssl/certs/ca-certificates.crt", f"{bundle}/{_BUNDLE}")
         references = [*_add_farm(importer.store, tree, paths, "etc"), bundle]
@@ -137,7 +130,7 @@ def _add_farm(
 
 
 def _add_links(root: Path, part: str) -> None:
-    for place, target in _table("webserver/links.txt"):
+    for place, target in table("webserver/links.txt"):
         if place.startswith(f"{part}/"):
             _link(root / place, target)
 

@@ -14,7 +14,7 @@ from typing import Final, Self
 from urllib.parse import quote
 
 from calve.aws.session import Session
-from calve.clock import SYSTEM, Clock
+from calve.clock import SYSTEM
 from calve.region.access import Access
 from calve.region.balancer import HaProxy
 from calve.region.blocks import Snapshots
@@ -52,11 +52,9 @@ class World:
     Args:
         directory: objects, disks and consoles; of its own.
         group: the Auto Scaling group whose lifecycle actions machines may complete.
-        clock: the time of day.
     """
 
-    def __init__(self, directory: Path, *, group: str = "web", clock: Clock = SYSTEM) -> None:
-        self._clock = clock
+    def __init__(self, directory: Path, *, group: str = "web") -> None:
         self._owner = contextlib.ExitStack()
         self.principals = Principals()
         self._operator = self.principals.add_user("operator")
@@ -73,19 +71,19 @@ class World:
             ),
         )
         self.objects = ObjectService(
-            directory / "s3", self.principals, region=REGION, domains=(S3_DOMAIN,), clock=clock
+            directory / "s3", self.principals, region=REGION, domains=(S3_DOMAIN,)
         )
         self.objects.add_bucket(BUCKET)
         self.s3 = Server(self.objects.handle, name="s3")
-        snapshots = Snapshots(directory / "ebs", region=REGION, clock=clock)
-        self.ebs = EbsService(snapshots, self.principals, clock=clock)
+        snapshots = Snapshots(directory / "ebs", region=REGION)
+        self.ebs = EbsService(snapshots, self.principals)
         self.storage = Storage(REGION, snapshots, objects=self.objects)
         self.machines = QemuMachines(
             directory / "machines", self._metadata, volumes=self.storage.volume
         )
         # A target group is checked every 5 s at the least on AWS, which is long for a show.
         self.balancer = HaProxy(check_interval_s=1.0, directory=directory)
-        access = Access(self.principals, region=REGION, clock=clock)
+        access = Access(self.principals, region=REGION)
         self.cloud = Cloud(
             self.machines,
             self.balancer,
@@ -93,7 +91,7 @@ class World:
             authenticate=access.check,
             storage=self.storage,
         )
-        self._api = Server(self._answer, name="aws")
+        self.api = Server(self._answer, name="aws")
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
@@ -102,10 +100,10 @@ class World:
             undo.enter_context(self.balancer)
             undo.enter_context(self.storage)
             undo.enter_context(self.cloud)
-            undo.enter_context(self._api)
+            undo.enter_context(self.api)
             self.machines.forwards = (
                 Forward(_S3_ADDRESS, 80, self.s3.port),
-                Forward(_API_ADDRESS, 80, self._api.port),
+                Forward(_API_ADDRESS, 80, self.api.port),
             )
             self._owner = undo.pop_all()
         return self
@@ -133,13 +131,13 @@ class World:
     def session(self) -> Session:
         """Return the operator's session: boto3, with this region as its endpoint."""
         return Session(
-            region=REGION, endpoint=self._api.url, credentials=self.operator_credentials.value
+            region=REGION, endpoint=self.api.url, credentials=self.operator_credentials.value
         )
 
     @property
     def operator_api(self) -> str:
         """Return the URL of all services but S3 for the operator."""
-        return self._api.url
+        return self.api.url
 
     @property
     def operator_cache(self) -> str:
@@ -175,7 +173,7 @@ class World:
         keys: list[Key] = []
 
         def credentials() -> Key:
-            now = self._clock.now()
+            now = SYSTEM.now()
             if not keys or (keys[-1].expires or now) - now < _CREDENTIALS_LAST / 2:
                 expires = now + _CREDENTIALS_LAST
                 keys.append(self.principals.add_session(ROLE, launch.instance_id, expires))
@@ -194,4 +192,4 @@ class World:
             credentials=credentials,
             lifecycle_state=lambda: self.cloud.target_lifecycle(launch.instance_id),
         )
-        return Server(Imds(instance, clock=self._clock).handle, name=launch.instance_id)
+        return Server(Imds(instance).handle, name=launch.instance_id)

@@ -19,7 +19,7 @@ from calve.region.signature import Identity, Principals, Refusal, verify
 if TYPE_CHECKING:
     from calve.region.message import Request
 
-__all__ = ["Access", "Call"]
+__all__ = ["Access", "Call", "denial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +111,18 @@ def _skewed(details: dict[str, str]) -> str:
 
 
 def _denied(identity: Identity, action: str, call: Call) -> Refusal:
-    who = _arn(identity)
-    where = "" if call.resource == "*" else f" on resource: {call.resource}"
-    reason = f"because no identity-based policy allows the {action} action"
-    message = f"User: {who} is not authorized to perform: {action}{where} {reason}"
+    message = denial(identity, action, call.resource)
     if call.service == "ec2":
         message = f"You are not authorized to perform this operation. {message}"
         return Refusal(403, "UnauthorizedOperation", message)
     return Refusal(403, "AccessDenied", message)
+
+
+def denial(identity: Identity, action: str, resource: str) -> str:
+    """Return what AWS says to who may not do something to a resource; `*` is none in particular."""
+    where = "" if resource == "*" else f" on resource: {resource}"
+    reason = f"because no identity-based policy allows the {action} action"
+    return f"User: {_arn(identity)} is not authorized to perform: {action}{where} {reason}"
 
 
 def _arn(identity: Identity) -> str:

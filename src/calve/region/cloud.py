@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError
+from calve.region import group as parts
 from calve.region import groups, targets
 from calve.region.access import Call
 from calve.region.autoscaling import AutoScaling, Lookups
 from calve.region.ec2 import Ec2, State
 from calve.region.elb import Elb
-from calve.region.groups import Group, Rules, World
+from calve.region.group import Group, Rules, World
 from calve.region.message import Request, Response
 from calve.region.names import activity_uuid
 from calve.region.query import Action, Dialect, Params, Service, parse
@@ -310,20 +311,20 @@ class Cloud:
                 wakes.append(step.wake_at)
         return min(wakes, default=None), launches
 
-    def _seen(self, instance_id: str, group: Group) -> groups.Seen:
+    def _seen(self, instance_id: str, group: Group) -> parts.Seen:
         one = self.ec2.instances.get(instance_id)
-        return groups.Seen(
+        return parts.Seen(
             one.state if one is not None else State.TERMINATED,
             self.elb.state(group.target_groups, instance_id),
             self._refused.get(instance_id),
         )
 
-    def _take(self, group: Group, effects: tuple[groups.Effect, ...], now: float) -> list[Launch]:
+    def _take(self, group: Group, effects: tuple[parts.Effect, ...], now: float) -> list[Launch]:
         """Take a group's effects into the state of its neighbours; return what is to be started."""
         launches = []
         for effect in effects:
             match effect:
-                case groups.Launch(instance_id, spec):
+                case parts.Launch(instance_id, spec):
                     tags = {
                         **group.tags,
                         "aws:autoscaling:groupName": group.name,
@@ -334,11 +335,11 @@ class Cloud:
                         launches.append(self.ec2.launch(instance_id, spec, tags, now))
                     except Refusal as refusal:
                         self._refused[instance_id] = refusal.message
-                case groups.Register(instance_id, target_group):
+                case parts.Register(instance_id, target_group):
                     self.elb.register(target_group, instance_id, now)
-                case groups.Deregister(instance_id, target_group):
+                case parts.Deregister(instance_id, target_group):
                     self.elb.deregister(target_group, instance_id, now)
-                case groups.Terminate(instance_id):
+                case parts.Terminate(instance_id):
                     reason = "Server.ScheduledStop: Terminated by Auto Scaling"
                     self.ec2.terminate(instance_id, ("Server.ScheduledStop", reason))
         return launches

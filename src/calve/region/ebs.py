@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from calve.clock import SYSTEM, Clock
+from calve.region.access import denial
 from calve.region.ebs_faults import EbsFault, Fail, Fewer, Forget, Late, Rot, Throttle, Twice
 from calve.region.ebs_message import Call, answer, error_response, parse_start
 from calve.region.faults import FaultPlan
@@ -141,12 +142,7 @@ class EbsService:
         action = f"ebs:{call.operation}"
         resource = f"arn:aws:ec2:{self._snapshots.region}::snapshot/{call.snapshot_id or '*'}"
         if not self._principals.allows(identity, action, resource):
-            raise Refusal(
-                403,
-                "AccessDeniedException",
-                f"User: arn:aws:iam::{ACCOUNT}:user/{identity.name} is not authorized to perform: {action} "
-                f"on resource: {resource} because no identity-based policy allows the {action} action",
-            )
+            raise Refusal(403, "AccessDeniedException", denial(identity, action, resource))
 
     # Writing
 

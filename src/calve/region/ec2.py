@@ -11,13 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from calve.region.machine import Launch
 from calve.region.names import ACCOUNT, identifier
-from calve.region.query import EC2, Action, Params, filters, page, time_of
+from calve.region.query import EC2, Action, Params, Replays, filters, page, time_of
 from calve.region.signature import Refusal
 from calve.region.tags import tag_set
 from calve.region.templates import LaunchTemplate, TemplateSpec, Version, check_data, user_data
@@ -72,13 +72,6 @@ class Instance:
     ended_at: float | None = None
 
 
-@dataclass(slots=True)
-class _Token:
-    digest: str
-    number: int
-    template_id: str = field(default="")
-
-
 class Ec2:
     """EC2's state and actions.
 
@@ -104,7 +97,7 @@ class Ec2:
         self._check_image = check_image
         self._console = console
         self._seed = seed
-        self._tokens: dict[str, _Token] = {}
+        self._tokens = Replays[tuple[str, int]]()  # a template and its version
         self.actions: Mapping[str, Action] = {
             "CreateLaunchTemplate": self._create_template,
             "CreateLaunchTemplateVersion": self._create_version,
@@ -221,9 +214,9 @@ class Ec2:
             )
         check_data(data, description)
         digest = _digest("create", name, description, data)
-        done = self._replay(token, digest)
+        done = self._tokens.find(token, digest)
         if done is not None:
-            return {"launchTemplate": _template(self.templates[done.template_id])}
+            return {"launchTemplate": _template(self.templates[done[0]])}
         if any(one.name == name for one in self.templates.values()):
             raise Refusal(
                 400,
@@ -234,8 +227,7 @@ class Ec2:
         version = Version(1, description, now, data)
         made = LaunchTemplate(template_id, name, now, {1: version})
         self.templates[template_id] = made
-        if token:
-            self._tokens[token] = _Token(digest, 1, template_id)
+        self._tokens.keep(token, digest, (template_id, 1))
         return {"launchTemplate": _template(made)}
 
     def _create_version(self, params: Params, now: float) -> Mapping[str, Any]:
@@ -249,24 +241,13 @@ class Ec2:
             )
         check_data(data, description)
         digest = _digest("version", template.id, source, description, data)
-        done = self._replay(token, digest)
-        number = done.number if done is not None else template.latest + 1
+        done = self._tokens.find(token, digest)
+        number = done[1] if done is not None else template.latest + 1
         if done is None:
             template = template.add(data, source, description, now)
             self.templates[template.id] = template
-            if token:
-                self._tokens[token] = _Token(digest, number, template.id)
+            self._tokens.keep(token, digest, (template.id, number))
         return {"launchTemplateVersion": _version(template, template.versions[number])}
-
-    def _replay(self, token: str | None, digest: str) -> _Token | None:
-        done = self._tokens.get(token) if token else None
-        if done is not None and done.digest != digest:
-            raise Refusal(
-                400,
-                "IdempotentParameterMismatch",
-                "The client token was used before with other parameters.",
-            )
-        return done
 
     def _named(self, params: Params) -> LaunchTemplate:
         template_id = params.text("LaunchTemplateId")

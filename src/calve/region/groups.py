@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from calve.region import hooks
 from calve.region import refresh as refreshes
-from calve.region.activities import Activity, Ledger
+from calve.region.activities import Ledger
 from calve.region.ec2 import State
 from calve.region.group import (
     Deregister,
@@ -35,22 +35,7 @@ from calve.region.refresh import Member, Refresh, Status
 if TYPE_CHECKING:
     from calve.region.templates import TemplateSpec
 
-__all__ = [
-    "Activity",
-    "Deregister",
-    "Effect",
-    "Group",
-    "GroupInstance",
-    "Launch",
-    "Lifecycle",
-    "Register",
-    "Rules",
-    "Seen",
-    "Step",
-    "Terminate",
-    "World",
-    "advance",
-]
+__all__ = ["advance"]
 
 _GONE = Seen(State.TERMINATED)
 _IN_SERVICE, _RUNNING = Lifecycle.IN_SERVICE, State.RUNNING

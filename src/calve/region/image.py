@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from calve.region.query import Params
     from calve.region.snapshot import Snapshot
 
-__all__ = ["Device", "Image", "ImageState", "check_name", "parse_image"]
+__all__ = ["Device", "Image", "ImageState", "check_name", "parse_image", "when"]
 
 _NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 _DEVICE = re.compile(r"/dev/(sd|xvd|hd)[a-z]{1,2}[0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2}")
@@ -144,15 +144,16 @@ class Image:
             "imdsSupport": self.imds_support,
             "enaSupport": self.ena_support,
             "sriovNetSupport": self.sriov_support,
-            "deprecationTime": _maybe(self.deprecated_at),
-            "lastLaunchedTime": _maybe(self.launched_at),
+            "deprecationTime": when(self.deprecated_at),
+            "lastLaunchedTime": when(self.launched_at),
             "sourceImageId": self.source[0] if self.source else None,
             "sourceImageRegion": self.source[1] if self.source else None,
             "tagSet": tag_set(self.tags),
         }
 
 
-def _maybe(seconds: float | None) -> str | None:
+def when(seconds: float | None) -> str | None:
+    """Return an instant as EC2 writes it; None where it never was."""
     return None if seconds is None else time_of(seconds)
 
 

@@ -12,12 +12,12 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from calve.region import permissions
-from calve.region.image import Image, ImageState, check_name, parse_image
+from calve.region.image import Image, ImageState, check_name, parse_image, when
 from calve.region.names import ACCOUNT, identifier
-from calve.region.query import EC2, Action, Params, filters, page
+from calve.region.query import EC2, Action, Params, Replays, filters, page
 from calve.region.signature import Refusal
 from calve.region.snapshot import Snapshot, Start, State
 from calve.region.snapshots import find_snapshot
@@ -37,16 +37,14 @@ _FILTERS = {
     "description",
     "block-device-mapping.snapshot-id",
 }
-_ATTRIBUTES = {
+_ATTRIBUTES: Mapping[str, Callable[[Image], Any]] = {
     "description": lambda image: image.description,
     "bootMode": lambda image: image.boot_mode,
     "tpmSupport": lambda image: image.tpm_support,
     "imdsSupport": lambda image: image.imds_support,
     "uefiData": lambda image: image.uefi_data,
     "sriovNetSupport": lambda image: image.sriov_support,
-    "lastLaunchedTime": lambda image: image.row(ImageState.AVAILABLE, lambda _: None)[
-        "lastLaunchedTime"
-    ],
+    "lastLaunchedTime": lambda image: when(image.launched_at),
 }
 
 
@@ -75,7 +73,7 @@ class Images:
         self._seed = seed
         self._serial = itertools.count(1)
         self._images: dict[str, Image] = {}
-        self._copies: dict[str, tuple[object, str]] = {}
+        self._copies = Replays[str]()
         self.actions: Mapping[str, Action] = {"DescribeImages": self._describe}
         if snapshots is not None:
             self.actions = {
@@ -173,9 +171,8 @@ class Images:
         return {"imageId": made.id}
 
     def _held(self) -> Snapshots:
-        if self.snapshots is None:
-            raise Refusal(400, "InvalidAction", "This region has no snapshots.")
-        return self.snapshots
+        """Return the snapshots: what needs them is no action where there are none."""
+        return cast("Snapshots", self.snapshots)
 
     def _new_id(self) -> str:
         return identifier("ami", self._seed, self._region, next(self._serial))
@@ -211,15 +208,9 @@ class Images:
         tags = specified(params, "image", "snapshot")
         params.done()
         asked = (name, source_id, region, description, key_arn, encrypted, with_tags, str(tags))
-        done = self._copies.get(token) if token else None
+        done = self._copies.find(token, asked)
         if done is not None:
-            if done[0] != asked:
-                raise Refusal(
-                    400,
-                    "IdempotentParameterMismatch",
-                    "The client token was used before with other parameters.",
-                )
-            return {"imageId": done[1]}
+            return {"imageId": done}
         check_name(name)
         self._check_new_name(name)
         image, snapshots = self._source(region, source_id)
@@ -241,8 +232,7 @@ class Images:
             source=(source_id, region),
         )
         self._images[made.id] = made
-        if token:
-            self._copies[token] = (asked, made.id)
+        self._copies.keep(token, asked, made.id)
         return {"imageId": made.id}
 
     def _source(self, region: str, image_id: str) -> tuple[Image, Snapshots]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from calve.region.message import FileRange
 from calve.region.names import identifier
-from calve.region.query import EC2, Action, Params, filters, page
+from calve.region.query import EC2, Action, Params, Replays, filters, page
 from calve.region.signature import Identity, Principals, Refusal
 from calve.region.snapshot import BLOCK_BYTES, Entry, Start, State
 from calve.region.tags import specified, tag_facts, tag_set
@@ -92,7 +92,7 @@ class Imports:
         self._serial = itertools.count(1)
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
-        self._tokens: dict[str, tuple[object, str]] = {}
+        self._tokens = Replays[str]()
         self.actions: Mapping[str, Action] = {
             "ImportSnapshot": self._import,
             "DescribeImportSnapshotTasks": self._describe,
@@ -120,23 +120,16 @@ class Imports:
         tags = specified(params, "import-snapshot-task")["import-snapshot-task"]
         params.done()
         asked = (bucket, key, form, role, ask, str(tags))
-        done = self._tokens.get(token) if token else None
+        done = self._tokens.find(token, asked)
         if done is not None:
-            if done[0] != asked:
-                raise Refusal(
-                    400,
-                    "IdempotentParameterMismatch",
-                    "The client token was used before with other parameters.",
-                )
-            return self._row(self._tasks[done[1]])
+            return self._row(self._tasks[done])
         if form not in {"RAW", *_COOKIES}:
             raise _invalid(f"Unsupported disk format {form}.")
         body = self._open(role, bucket, key)
         task_id = identifier("import-snap", self._seed, self._snapshots.region, next(self._serial))
         task = _Task(task_id, bucket, key, form, body.size, ask, description, tags)
         self._tasks[task_id] = task
-        if token:
-            self._tokens[token] = (asked, task_id)
+        self._tokens.keep(token, asked, task_id)
         self._threads.spawn(self._run, task, body)
         return self._row(task)
 

@@ -20,9 +20,11 @@ from calve.region import objects_delete as deletion
 from calve.region import objects_multipart as multipart
 from calve.region import objects_read as reading
 from calve.region import objects_xml as xml
-from calve.region.bucket_settings import KINDS, Settings
+from calve.region.bucket_settings import KINDS
 from calve.region.message import Request, Response
+from calve.region.objects_buckets import Buckets, Target, denied
 from calve.region.objects_payload import (
+    DOCUMENT_BYTES,
     MAXIMUM_BYTES,
     read_checked_document,
     read_document,
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAXIMUM_BYTES", "Call", "ObjectService"]
 
-_BUCKET_NAME = re.compile(r"(?!xn--|sthree-)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_DOCUMENT_BYTES = 4 * 1024 * 1024
 _SETTING_METHODS = frozenset({"GET", "PUT", "DELETE"})
 _CALLS = 100_000
 """How many of the last requests are kept."""
@@ -81,17 +81,6 @@ class Call:
     principal: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What a request is about."""
-
-    request: Request
-    identity: Identity
-    bucket: str
-    key: str
-    parameters: dict[str, str]
-
-
 class ObjectService:
     """S3 in one region; `handle` is what a `Server` serves.
 
@@ -118,28 +107,23 @@ class ObjectService:
         self.domains = domains
         self.clock = clock
         self.uploads = multipart.Uploads()
-        self.settings = Settings()
+        self._buckets = Buckets(root, principals, region)
+        self.settings = self._buckets.settings
         self.ignored: frozenset[tuple[str, str]] = frozenset()
         """Conditions that are taken and ignored: ("PutObject", "if-match")."""
         self.calls: deque[Call] = deque(maxlen=_CALLS)
         self._counts: Counter[str] = Counter()
         self._sent: Counter[str] = Counter()
-        self._buckets: dict[str, Bucket] = {}
         self._lock = threading.Lock()
         self._serial = itertools.count(1)
 
     def add_bucket(self, name: str, region: str | None = None, *, public: bool = False) -> Bucket:
         """Make a bucket, or open the one that is there; `public`: unsigned GET and HEAD of objects are allowed."""
-        with self._lock:
-            if name not in self._buckets:
-                self._buckets[name] = Bucket(
-                    self.root / name, name, region or self.region, public=public
-                )
-            return self._buckets[name]
+        return self._buckets.add(name, region, public=public)
 
     def bucket(self, name: str) -> Bucket:
         """Return a bucket; KeyError where there is none."""
-        return self._buckets[name]
+        return self._buckets.find(name)
 
     @property
     def counts(self) -> Counter[str]:
@@ -168,7 +152,7 @@ class ObjectService:
                 region=self.region,
                 now=self.clock.now(),
             )
-            target = _Target(request, identity, bucket, key, dict(request.parameters))
+            target = Target(request, identity, bucket, key, dict(request.parameters))
             operation, perform = self._route(target)
             response = perform(target)
             headers = {"x-amz-request-id": request_id, "x-amz-id-2": host_id, **response.headers}
@@ -195,7 +179,7 @@ class ObjectService:
         bucket, _, key = path.partition("/")
         return bucket, key
 
-    def _route(self, target: _Target) -> tuple[str, Callable[[_Target], Response]]:
+    def _route(self, target: Target) -> tuple[str, Callable[[Target], Response]]:
         names = target.parameters.keys() & (
             _UNSIMULATED
             | KINDS.keys()
@@ -206,12 +190,12 @@ class ObjectService:
             (name,) = names
             if method in _SETTING_METHODS:
                 operation = f"{method.title()}{KINDS[name].operation}"
-                return operation, lambda target: self._setting(target, name)
-        table: dict[tuple[str, bool, frozenset[str]], tuple[str, Callable[[_Target], Response]]] = {
-            ("PUT", False, frozenset()): ("CreateBucket", self._create_bucket),
-            ("HEAD", False, frozenset()): ("HeadBucket", self._head_bucket),
-            ("GET", False, frozenset({"location"})): ("GetBucketLocation", self._location),
-            ("GET", False, frozenset({"list-type"})): ("ListObjectsV2", self._list),
+                return operation, lambda target: self._buckets.setting(target, name)
+        table: dict[tuple[str, bool, frozenset[str]], tuple[str, Callable[[Target], Response]]] = {
+            ("PUT", False, frozenset()): ("CreateBucket", self._buckets.create),
+            ("HEAD", False, frozenset()): ("HeadBucket", self._buckets.head),
+            ("GET", False, frozenset({"location"})): ("GetBucketLocation", self._buckets.location),
+            ("GET", False, frozenset({"list-type"})): ("ListObjectsV2", self._buckets.list),
             ("POST", False, frozenset({"delete"})): ("DeleteObjects", self._delete_many),
             ("GET", True, frozenset()): ("GetObject", self._get),
             ("HEAD", True, frozenset()): ("HeadObject", self._get),
@@ -237,120 +221,20 @@ class ObjectService:
             )
         return found
 
-    # Access
-
-    def _may(self, target: _Target, action: str, bucket: str, key: str = "") -> bool:
-        resource = f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
-        return self.principals.allows(target.identity, f"s3:{action}", resource)
-
-    def _open_bucket(self, target: _Target, action: str | None) -> Bucket:
-        """Return the bucket, where the action on it, or on the key in it, is allowed; None: whoever asks."""
-        bucket = self._buckets.get(target.bucket)
-        if bucket is None:
-            raise Refusal(
-                404,
-                "NoSuchBucket",
-                "The specified bucket does not exist",
-                [("BucketName", target.bucket)],
-            )
-        if bucket.region != self.region:
-            raise Refusal(
-                301,
-                "PermanentRedirect",
-                "The bucket you are attempting to access must be addressed using the specified endpoint. "
-                "Please send all future requests to this endpoint.",
-                [("Bucket", bucket.name), ("Endpoint", f"s3.{bucket.region}.amazonaws.com")],
-                {"x-amz-bucket-region": bucket.region},
-            )
-        readable = bucket.public and action == "GetObject"
-        if action and not readable and not self._may(target, action, bucket.name, target.key):
-            raise _denied()
-        return bucket
-
-    # Buckets
-
-    def _create_bucket(self, target: _Target) -> Response:
-        if not self._may(target, "CreateBucket", target.bucket):
-            raise _denied()
-        if not _BUCKET_NAME.fullmatch(target.bucket) or ".." in target.bucket:
-            raise Refusal(
-                400,
-                "InvalidBucketName",
-                "The specified bucket is not valid.",
-                [("BucketName", target.bucket)],
-            )
-        data = read_document(target.request, _DOCUMENT_BYTES)
-        region = self.region
-        if data.strip():
-            region = xml.text_of(xml.parse(data, "CreateBucketConfiguration"), "LocationConstraint")
-        if region != self.region:
-            raise Refusal(
-                400,
-                "IllegalLocationConstraintException",
-                f"The {region} location constraint is incompatible for the region specific endpoint this "
-                "request was sent to.",
-            )
-        if target.bucket in self._buckets:
-            raise Refusal(
-                409,
-                "BucketAlreadyOwnedByYou",
-                "Your previous request to create the named bucket succeeded and you already own it.",
-                [("BucketName", target.bucket)],
-            )
-        ownership = target.request.headers.get("x-amz-object-ownership", "")
-        self.settings.create(target.bucket, ownership)
-        self.add_bucket(target.bucket)
-        return Response(200, {"Location": f"/{target.bucket}"})
-
-    def _head_bucket(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "ListBucket")
-        return Response(200, {"x-amz-bucket-region": bucket.region})
-
-    def _location(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "GetBucketLocation")
-        body = xml.document("LocationConstraint", []).replace(
-            b"></LocationConstraint>", f">{bucket.region}</LocationConstraint>".encode()
-        )
-        return Response(200, {"Content-Type": "application/xml"}, body)
-
-    def _list(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "ListBucket")
-        if target.parameters["list-type"] != "2":
-            raise Refusal(501, "NotImplemented", "Only version 2 of ListObjects is simulated.")
-        listing = xml.Listing.parse(target.parameters)
-        found, last = bucket.listing(
-            listing.prefix, listing.delimiter, listing.after, listing.limit
-        )
-        body = listing.render(bucket.name, found, last if listing.limit else None)
-        return Response(200, {"Content-Type": "application/xml"}, body)
-
-    def _setting(self, target: _Target, name: str) -> Response:
-        """Get, put or delete a setting of a bucket."""
-        kind = KINDS[name]
-        method = target.request.method
-        # There is no action of its own for a deletion: whoever may put may delete.
-        bucket = self._open_bucket(target, f"{'Get' if method == 'GET' else 'Put'}{kind.action}")
-        if method == "GET":
-            return self.settings.get(bucket.name, kind)
-        if method == "DELETE":
-            return self.settings.delete(bucket.name, kind)
-        data = read_checked_document(target.request, _DOCUMENT_BYTES)
-        return self.settings.put(bucket.name, kind, data)
-
     # Objects
 
-    def _heeded(self, target: _Target, operation: str) -> Mapping[str, str]:
+    def _heeded(self, target: Target, operation: str) -> Mapping[str, str]:
         """Return the headers without the conditions that this store ignores."""
         headers = target.request.headers
         gone = {name for of, name in self.ignored if of == operation}
         return {name: value for name, value in headers.items() if name not in gone}
 
-    def _get(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "GetObject")
+    def _get(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "GetObject")
         opened = bucket.open(target.key)
         if opened is None:
-            if not self._may(target, "ListBucket", bucket.name):
-                raise _denied()  # whoever may not list does not learn what is missing
+            if not self._buckets.may(target, "ListBucket", bucket.name):
+                raise denied()  # whoever may not list does not learn what is missing
             raise Refusal(
                 404, "NoSuchKey", "The specified key does not exist.", [("Key", target.key)]
             )
@@ -370,8 +254,8 @@ class ObjectService:
 
         return add
 
-    def _put(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "PutObject")
+    def _put(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "PutObject")
         check_key(target.key)
         with bucket.flight(target.key, condition(self._heeded(target, "PutObject"))) as flight:
             draft = bucket.draft()
@@ -391,24 +275,24 @@ class ObjectService:
                 draft.discard()
         return Response(200, {"ETag": f'"{entry.etag}"'} | checksum_headers(received.checksums))
 
-    def _delete(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "DeleteObject")
+    def _delete(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "DeleteObject")
         self._remove(
             target, bucket, target.key, deletion.condition(self._heeded(target, "DeleteObject"))
         )
         return Response(204)
 
-    def _remove(self, target: _Target, bucket: Bucket, key: str, what: Condition) -> None:
+    def _remove(self, target: Target, bucket: Bucket, key: str, what: Condition) -> None:
         """Delete an object, where it may be; a condition is judged for those alone who may read."""
         actions = ["DeleteObject"] + (["GetObject"] if what.etag is not None else [])
-        if not all(self._may(target, action, bucket.name, key) for action in actions):
-            raise _denied()
+        if not all(self._buckets.may(target, action, bucket.name, key) for action in actions):
+            raise denied()
         bucket.delete(key, what)
 
-    def _delete_many(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, None)
+    def _delete_many(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, None)
         named, quiet = deletion.named_objects(
-            xml.parse(read_checked_document(target.request, _DOCUMENT_BYTES), "Delete")
+            xml.parse(read_checked_document(target.request, DOCUMENT_BYTES), "Delete")
         )
         result: list[xml.Element] = []
         for key, what in named:
@@ -427,8 +311,8 @@ class ObjectService:
 
     # Multipart uploads
 
-    def _create_upload(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "PutObject")
+    def _create_upload(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "PutObject")
         check_key(target.key)
         upload = self.uploads.create(bucket, target.key, kept_headers(target.request.headers))
         body = xml.document(
@@ -437,8 +321,8 @@ class ObjectService:
         )
         return Response(200, {"Content-Type": "application/xml"}, body)
 
-    def _upload_part(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "PutObject")
+    def _upload_part(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "PutObject")
         upload = self.uploads.find(target.parameters["uploadId"], bucket, target.key)
         number = target.parameters["partNumber"]
         if not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > multipart.MAXIMUM_PARTS:
@@ -459,10 +343,10 @@ class ObjectService:
         upload.put(int(number), part)
         return Response(200, {"ETag": f'"{part.etag}"'} | checksum_headers(received.checksums))
 
-    def _complete(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "PutObject")
+    def _complete(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "PutObject")
         upload = self.uploads.find(target.parameters["uploadId"], bucket, target.key)
-        document = read_document(target.request, _DOCUMENT_BYTES)
+        document = read_document(target.request, DOCUMENT_BYTES)
         named = multipart.named_parts(xml.parse(document, "CompleteMultipartUpload"))
         if upload.completed is None:
             headers = self._heeded(target, "CompleteMultipartUpload")
@@ -495,11 +379,7 @@ class ObjectService:
         )
         return Response(200, {"Content-Type": "application/xml"}, body)
 
-    def _abort(self, target: _Target) -> Response:
-        bucket = self._open_bucket(target, "AbortMultipartUpload")
+    def _abort(self, target: Target) -> Response:
+        bucket = self._buckets.open(target, "AbortMultipartUpload")
         self.uploads.remove(self.uploads.find(target.parameters["uploadId"], bucket, target.key))
         return Response(204)
-
-
-def _denied() -> Refusal:
-    return Refusal(403, "AccessDenied", "Access Denied")

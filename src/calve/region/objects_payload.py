@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 
     from calve.region.message import Request
 
-__all__ = ["MAXIMUM_BYTES", "Received", "read_checked_document", "read_document", "receive"]
+__all__ = [
+    "DOCUMENT_BYTES",
+    "MAXIMUM_BYTES",
+    "Received",
+    "read_checked_document",
+    "read_document",
+    "receive",
+]
 
+DOCUMENT_BYTES = 4 * 1024 * 1024
+"""What a document in XML may have."""
 MAXIMUM_BYTES = 5 * 1024**3
 """What one PUT may carry."""
 _CHECKSUM = "x-amz-checksum-"

@@ -11,7 +11,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from xml.sax.saxutils import escape
 
 from calve.region.message import Response
@@ -23,6 +23,7 @@ __all__ = [
     "ELB",
     "Dialect",
     "Params",
+    "Replays",
     "Service",
     "filters",
     "page",
@@ -342,3 +343,28 @@ class Service(Protocol):
 
     dialect: Dialect
     actions: Mapping[str, Action]
+
+
+class Replays(Generic[T]):
+    """What was made for a client's token: the same question again gets it again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[object, T]] = {}
+
+    def find(self, token: str | None, asked: object) -> T | None:
+        """Return what was made; None where nothing was, or there is no token. A Refusal where it was asked otherwise."""
+        before = self._kept.get(token) if token else None
+        if before is None:
+            return None
+        if before[0] != asked:
+            raise Refusal(
+                400,
+                "IdempotentParameterMismatch",
+                "The client token was used before with other parameters.",
+            )
+        return before[1]
+
+    def keep(self, token: str | None, asked: object, made: T) -> None:
+        """Keep what was made."""
+        if token:
+            self._kept[token] = (asked, made)

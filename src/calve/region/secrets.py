@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calve.clock import SYSTEM, Clock
+from calve.region.access import denial
 from calve.region.message import Response
 from calve.region.signature import ANONYMOUS, Identity, Principals, Refusal, verify
 
@@ -122,12 +123,7 @@ class SecretService:
 
     def _check(self, identity: Identity, action: str, resource: str) -> None:
         if not self._principals.allows(identity, action, resource):
-            raise Refusal(
-                400,
-                "AccessDeniedException",
-                f"User: arn:aws:iam::{_ACCOUNT}:user/{identity.name} is not authorized to perform: {action} "
-                f"on resource: {resource} because no identity-based policy allows the {action} action",
-            )
+            raise Refusal(400, "AccessDeniedException", denial(identity, action, resource))
 
     # Systems Manager
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calve.region import group as group_
 from calve.region import groups, refresh, targets
 from calve.region.ec2 import State
-from calve.region.groups import Group, Rules, World
+from calve.region.group import Group, Rules, World
 from calve.region.hooks import Hook, Result, Transition
 from calve.region.hooks_api import HookActions
 from calve.region.query import Params
@@ -28,7 +29,7 @@ CHECKS = {
     for busy in (True, False)
 }
 SEEN = {
-    (state, target): groups.Seen(state, target)
+    (state, target): group_.Seen(state, target)
     for state in State
     for target in (None, *map(str, targets.TargetState))
 }
@@ -132,7 +133,7 @@ class Sim:
 
     def _seen(self, name):
         if name in self.refused:
-            return groups.Seen(State.PENDING, error="no capacity")
+            return group_.Seen(State.PENDING, error="no capacity")
         machine = self.machines[name]
         target = self.targets.targets.get(name)
         state = State.RUNNING if machine.on(self.now) else State.STOPPED
@@ -174,19 +175,19 @@ class Sim:
         self.group = step.group
         for effect in step.effects:
             match effect:
-                case groups.Launch(name, spec):
+                case group_.Launch(name, spec):
                     plan = self.plan(spec.version, len(self.launches))
                     self.launches.append(self.now)
                     if plan.refused:
                         self.refused.add(name)
                     else:
                         self.machines[name] = FakeMachine(plan, spec.version, self.now)
-                case groups.Terminate(name):
+                case group_.Terminate(name):
                     assert name not in self.balanced
                     self.machines[name].ended = True
-                case groups.Register(name, _):
+                case group_.Register(name, _):
                     self.targets = targets.register(self.targets, name, self.now)
-                case groups.Deregister(name, _):
+                case group_.Deregister(name, _):
                     self.targets = targets.deregister(self.targets, name, self.now)
         return step.wake_at
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calve.region import group as group_
 from calve.region import groups, hooks
 from calve.region.ec2 import State
 from calve.region.group import Group, Rules, World
@@ -58,7 +59,7 @@ class Life:
         """Advance until nothing is due at this instant."""
         for _ in range(50):
             seen = {
-                one: groups.Seen(self.states[one], self.targets.get(one))
+                one: group_.Seen(self.states[one], self.targets.get(one))
                 for one in self.group.instances
             }
             step = groups.advance(self.group, World(seen, {}), self.now, Rules())
@@ -66,13 +67,13 @@ class Life:
             self.effects += step.effects
             for effect in step.effects:
                 match effect:
-                    case groups.Launch(name, _):
+                    case group_.Launch(name, _):
                         self.states[name] = State.PENDING if self.slow else State.RUNNING
-                    case groups.Terminate(name):
+                    case group_.Terminate(name):
                         self.states[name] = State.TERMINATED
-                    case groups.Register(name, _):
+                    case group_.Register(name, _):
                         self.targets[name] = "healthy"
-                    case groups.Deregister(name, _):
+                    case group_.Deregister(name, _):
                         self.targets[name] = "draining"
             if self.wake_at != self.now:
                 return self
@@ -166,13 +167,13 @@ def test_proceed_is_a_state_of_its_own_and_not_yet_in_service():
         ),
         life.now,
     )
-    world = World({name: groups.Seen(State.RUNNING)}, {})
+    world = World({name: group_.Seen(State.RUNNING)}, {})
     step = groups.advance(life.group, world, life.now, Rules())
     assert step.group.instances[name].lifecycle.value == "Pending:Proceed"
     assert (step.effects, step.wake_at) == ((), life.now)
     step = groups.advance(step.group, world, life.now, Rules())
     assert step.group.instances[name].lifecycle.value == "InService"
-    assert step.effects == (groups.Register(name, ARN),)
+    assert step.effects == (group_.Register(name, ARN),)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_a_refused_launch_is_never_held():
     life = Life(UP)
     life.slow = True
     name = life.settle().one().id
-    world = World({name: groups.Seen(State.TERMINATED, error="no capacity")}, {})
+    world = World({name: group_.Seen(State.TERMINATED, error="no capacity")}, {})
     after = groups.advance(life.group, world, life.now, Rules()).group
     assert name not in after.instances
 
@@ -355,12 +356,12 @@ def test_of_two_hooks_both_continue_or_one_abandons():
 def test_proceed_is_seen_before_the_machine_is_ended():
     life = leaving(replace(DOWN, heartbeat_s=30))
     name = life.one().id
-    world = World({name: groups.Seen(State.RUNNING)}, {})
+    world = World({name: group_.Seen(State.RUNNING)}, {})
     step = groups.advance(life.group, world, 30.0, Rules())
     assert step.group.instances[name].lifecycle.value == "Terminating:Proceed"
     assert (step.effects, step.wake_at) == ((), 30.0)
     step = groups.advance(step.group, world, 30.0, Rules())
-    assert step.effects == (groups.Terminate(name),)
+    assert step.effects == (group_.Terminate(name),)
     assert step.group.instances[name].lifecycle.value == "Terminating:Proceed"
 
 
