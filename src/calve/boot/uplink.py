@@ -23,7 +23,7 @@ from calve.transport import imds, retry, sigv4
 from calve.transport.call import signed_request
 from calve.transport.http import Client, tls_context
 
-__all__ = ["ABANDON", "BEAT_S", "CONTINUE", "Uplink", "beat", "open_uplink", "report_key"]
+__all__ = ["ABANDON", "BEAT_S", "CONTINUE", "Uplink", "beat", "open_uplink"]
 
 CONTINUE: Final = "CONTINUE"
 ABANDON: Final = "ABANDON"
@@ -37,11 +37,6 @@ _AT_ONCE: Final = retry.Policy(attempts=2, base_s=0.2, cap_s=2.0, deadline_s=10.
 # Whoever waits for an answer here is a machine that is done, or done for.
 _CONNECT_S: Final = 3.0
 _READ_S: Final = 5.0
-
-
-def report_key(prefix: str, instance_id: str, release: int) -> str:
-    """Return where a machine's report lies: user data's prefix and `:` instance are its `aws:userid`."""
-    return f"{prefix}:{instance_id}/{release:08d}.log"
 
 
 class Uplink:
@@ -78,8 +73,7 @@ class Uplink:
         Raises:
             CalveError: it could not be written, after some tries.
         """
-        prefix = self._wanted.reports
-        if not prefix:
+        if not self._wanted.reports:
             return
         where = urls.parse(self._wanted.caches[0])
         if not isinstance(where, urls.S3):
@@ -87,7 +81,7 @@ class Uplink:
         from calve.cache.s3 import S3Objects
 
         bucket = S3Objects(where, self._client, self._role)
-        key = report_key(prefix, self._service.instance_id(), self._wanted.release)
+        key = self._wanted.report_key(self._service.instance_id())
         headers = {"content-type": "text/plain; charset=utf-8"}
         retry.retry(
             lambda: bucket.send_once(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "add_cache",
     "add_names",
-    "add_trusted",
     "choose",
     "document",
     "keyring",
@@ -38,17 +37,6 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
         "--cache",
         metavar="URL",
         help="the cache: s3://…, https://…, file:///… (default: the fleet file's)",
-    )
-
-
-def add_trusted(parser: argparse.ArgumentParser) -> None:
-    """Declare --trusted."""
-    parser.add_argument(
-        "--trusted",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
     )
 
 
@@ -81,15 +69,8 @@ def keyring(
         VerificationError: a keyring is damaged, not signed, or older than one that was seen.
     """
     from calve.cache.sequences import trusted
-    from calve.nix.signing import Keyring
 
-    given = options.trusted or (() if cache is None else cache.trusted)
-    if not given:
-        raise UsageError(
-            "no key is trusted, so nothing could be verified",
-            hint="give --trusted KEY, or cache.trusted in calve.toml",
-        )
-    return trusted(objects, Keyring.parse(given)).keyring
+    return trusted(objects, common.trusted_keys(options, cache)).keyring
 
 
 def choose(objects: Objects, names: Iterable[str]) -> Scope:

@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deep", action="store_true", help="read every NAR to find what is corrupt"
     )
-    shared.add_trusted(parser)
+    common.add_trusted(parser)
     common.add_jobs(parser)
     common.add_dry_run(parser)
     common.add_json(parser)

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the secret key that signs (default: the fleet file's)",
     )
-    shared.add_trusted(parser)
+    common.add_trusted(parser)
     common.add_jobs(parser)
     common.add_dry_run(parser)
     common.add_json(parser)

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deep", action="store_true", help="read every NAR too, and hold it against its hashes"
     )
-    shared.add_trusted(parser)
+    common.add_trusted(parser)
     common.add_jobs(parser)
     common.add_json(parser)
     common.add_config(parser)

@@ -31,6 +31,7 @@ __all__ = [
     "add_jobs",
     "add_json",
     "add_store",
+    "add_trusted",
     "between",
     "cache_of",
     "caches",
@@ -124,6 +125,17 @@ def cache_of(options: argparse.Namespace, *needs: str) -> Cache | None:
 
     config = load(options.config)
     return None if config is None else config.cache
+
+
+def add_trusted(parser: argparse.ArgumentParser, what: str = "a public key") -> None:
+    """Declare --trusted."""
+    parser.add_argument(
+        "--trusted",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"{what}, NAME:BASE64; may be repeated (default: the fleet file's)",
+    )
 
 
 def trusted_keys(options: argparse.Namespace, cache: Cache | None) -> Keyring:

@@ -84,13 +84,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a cache in place of the store: s3://…, https://…, file:///…; several are asked in order",
     )
-    parser.add_argument(
-        "--trusted",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="for --from, a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
-    )
+    common.add_trusted(parser, "for --from, a public key")
     parser.add_argument(
         "--manifest",
         metavar="DIGEST",

@@ -32,13 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--busybox", type=Path, metavar="FILE", help="a static busybox (default: that in PATH)"
     )
-    parser.add_argument(
-        "--trusted",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
-    )
+    common.add_trusted(parser)
     parser.add_argument(
         "--ca",
         type=Path,
@@ -91,7 +85,8 @@ def _spec(options: argparse.Namespace) -> Initrd:
     from calve.boot.policy import Policy
     from calve.disk import initrd, payload
 
-    keys = _trusted(options)
+    trusted = common.trusted_keys(options, common.cache_of(options, "trusted"))
+    keys = tuple(key.dump() for key in trusted.keys)
     for path in filter(None, (options.ca, options.kernel_modules)):
         if not path.exists():
             raise NotFoundError("does not exist", place=path)
@@ -110,19 +105,6 @@ def _spec(options: argparse.Namespace) -> Initrd:
         ca_file=options.ca,
         debug=options.debug,
     )
-
-
-def _trusted(options: argparse.Namespace) -> tuple[str, ...]:
-    from calve.nix.signing import PublicKey
-
-    cache = common.cache_of(options, "trusted")
-    keys = tuple(options.trusted) or (() if cache is None else cache.trusted)
-    if not keys:
-        raise UsageError(
-            "no key is trusted: the machine could pull nothing",
-            hint="give --trusted KEY, or cache.trusted in calve.toml",
-        )
-    return tuple(PublicKey.parse(key).dump() for key in keys)
 
 
 def _busybox(given: Path | None) -> Path:

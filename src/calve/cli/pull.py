@@ -35,13 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a cache: s3://…, https://…, file:///…; several are asked in order (default: the fleet file's)",
     )
-    parser.add_argument(
-        "--trusted",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a public key, NAME:BASE64; may be repeated (default: the fleet file's)",
-    )
+    common.add_trusted(parser)
     parser.add_argument(
         "--manifest",
         metavar="DIGEST",

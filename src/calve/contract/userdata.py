@@ -89,6 +89,10 @@ class UserData:
     hook: Hook | None = None
     reports: str = ""
 
+    def report_key(self, instance_id: str) -> str:
+        """Return where a machine's report of this release lies: `reports` and `:` instance are its `aws:userid`."""
+        return f"{self.reports}:{instance_id}/{self.release:08d}.log"
+
     def dump(self) -> bytes:
         """Return the document; UserDataError where it exceeds EC2's bound."""
         body: dict[str, Any] = {
