@@ -7,10 +7,11 @@ may drop events.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Event", "Note", "Progress", "Step", "silent"]
+__all__ = ["Event", "Fact", "Note", "Progress", "Step", "silent"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,16 @@ class Note:
     text: str
 
 
-Event = Step | Note
+@dataclass(frozen=True)
+class Fact:
+    """One thing that happened, for people and for programs: `{"event": kind, **fields}`, or the sentence."""
+
+    kind: str
+    text: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = Step | Note | Fact
 Progress = Callable[[Event], None]
 
 

@@ -5,13 +5,14 @@ Fields that are not known are ignored; a major version that is not known is refu
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from calve.errors import DamagedError, UsageError
 
-__all__ = ["Fields", "dump", "parse"]
+__all__ = ["Fields", "dump", "parse", "time"]
 
 T = TypeVar("T")
 
@@ -19,6 +20,17 @@ T = TypeVar("T")
 def dump(document: dict[str, Any]) -> bytes:
     """Write one line of ASCII, with fields in the order given: the same document gives the same bytes."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=True).encode("ascii") + b"\n"
+
+
+def time(text: str) -> dt.datetime:
+    """Read an ISO 8601 time with its zone; DamagedError where it is none."""
+    try:
+        when = dt.datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise DamagedError(f"{text[:100]!r} is not a time with its zone") from None
+    return when
 
 
 class Fields:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from calve.aws.autoscaling import AutoScaling, Preferences
+from calve.aws.autoscaling import AutoScaling
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
+from calve.aws.refreshes import Preferences, Refreshes
 from calve.aws.session import Session, actions_of
 from calve.errors import (
     AccessError,
@@ -135,6 +136,7 @@ class Place:
         self.machines, self.balancer, self.cloud = machines, balancer, cloud
         session = Session("eu-central-1", url, credentials=KEYS)
         self.ec2, self.groups, self.elb = Ec2(session), AutoScaling(session), Elb(session)
+        self.refreshes = Refreshes(session)
         self.raw = {
             "ec2": self.ec2._client,
             "autoscaling": self.groups._client,
@@ -162,7 +164,7 @@ class Place:
         version = self.ec2.create_version(
             template.id, source=1, description=user_data.decode(), user_data=user_data
         )
-        self.groups.start_refresh(
+        self.refreshes.start(
             "web",
             template_id=template.id,
             version=version.number,
@@ -240,7 +242,7 @@ class Load:
 
 
 def finished(place):
-    found = place.groups.refresh("web")
+    (found,) = place.refreshes.newest("web")
     return not found.active
 
 
@@ -261,7 +263,7 @@ def test_a_release_of_two_fails_no_request(place):
     assert load.failed == []
     assert min(healthy) >= 2
     assert set(load.answers) == {b"release 1", b"release 2"}
-    refresh = place.groups.refresh("web")
+    (refresh,) = place.refreshes.newest("web")
     assert (refresh.status, refresh.percent, refresh.remaining) == ("Successful", 100, 0)
     group = place.groups.group("web")
     assert group.version == str(version.number) == "2"
@@ -301,15 +303,15 @@ def test_a_release_that_never_answers_is_cancelled_and_costs_nothing(place):
             place.release(template, b"release 3")
         states = {one.state for one in place.elb.health(arn)}
         assert states <= {"healthy", "initial", "unhealthy"}
-        place.groups.cancel_refresh("web")
+        place.refreshes.cancel("web")
         until(lambda: finished(place))
         until(lambda: len(place.groups.group("web").instances) == 2)
     assert load.failed == []
-    assert place.groups.refresh("web").status == "Cancelled"
+    assert place.refreshes.newest("web")[0].status == "Cancelled"
     assert place.groups.group("web").version == "1"
     assert {one.version for one in place.groups.group("web").instances} == {"1"}
     with pytest.raises(NotFoundError, match="ActiveInstanceRefreshNotFound"):
-        place.groups.cancel_refresh("web")
+        place.refreshes.cancel("web")
 
 
 def test_what_powers_off_or_is_terminated_is_replaced(place):
@@ -480,7 +482,7 @@ def test_errors_are_aws_s_and_map_to_ours(place):
         (lambda: ec2.instances(["i-00000000"]), NotFoundError, "InvalidInstanceID.NotFound"),
         (lambda: ec2.console("hello"), CalveError, "InvalidInstanceID.Malformed"),
         (lambda: groups.group("web"), NotFoundError, "no such Auto Scaling group"),
-        (lambda: groups.cancel_refresh("web"), NotFoundError, "ValidationError"),
+        (lambda: place.refreshes.cancel("web"), NotFoundError, "ValidationError"),
         (lambda: elb.target_group("web"), NotFoundError, "TargetGroupNotFound"),
         (lambda: elb.health("arn:no"), NotFoundError, "TargetGroupNotFound"),
         (

@@ -1,8 +1,9 @@
-"""Auto Scaling: groups, their instances and activities, lifecycle hooks, instance refresh."""
+"""Auto Scaling: groups, their instances and activities, lifecycle hooks. `refreshes` has instance refresh."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calve.aws.session import needs
@@ -10,40 +11,50 @@ from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from calve.aws.session import Session
 
 __all__ = [
-    "ACTIVE",
     "Activity",
     "AutoScaling",
     "Group",
     "GroupInstance",
     "Hook",
-    "Preferences",
-    "Refresh",
 ]
 
-ACTIVE = frozenset({"Pending", "InProgress", "Baking", "Cancelling", "RollbackInProgress"})
-"""Statuses of a refresh that has not ended."""
 _LAUNCHING = "autoscaling:EC2_INSTANCE_LAUNCHING"
 _TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
 
 
 @dataclass(frozen=True, slots=True)
 class GroupInstance:
-    """An instance in its group; `version` is the number it was launched from."""
+    """An instance in its group; `version` is the number it was launched from.
+
+    Attributes:
+        lifecycle: AWS's word: `Pending:Wait`, `InService`, `Terminating`, `Standby` and so on.
+        healthy: As the group's health checks have it.
+        protected: From scale-in.
+    """
 
     id: str
     lifecycle: str
     healthy: bool
     version: str | None
+    zone: str = ""
+    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An Auto Scaling group; `version` as it is configured, which may be `$Latest` or `$Default`."""
+    """An Auto Scaling group.
+
+    Attributes:
+        version: As it is configured, which may be `$Latest` or `$Default`.
+        mixed: It has a mixed instances policy, whose launch template these are.
+        attributes: Its instance types are chosen by requirements, which rules out a desired configuration.
+        warmup_s: Its default instance warm-up; None where it is not set.
+    """
 
     name: str
     template_id: str | None
@@ -55,6 +66,13 @@ class Group:
     target_groups: tuple[str, ...]
     suspended: tuple[str, ...]
     instances: tuple[GroupInstance, ...]
+    arn: str = ""
+    grace_s: int = 0
+    warmup_s: int | None = None
+    zones: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    mixed: bool = False
+    attributes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,35 +89,6 @@ class Hook:
     launching: bool = True
     heartbeat_s: int = 180
     abandons: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Preferences:
-    """How an instance refresh goes about it; always sent in full, never left to AWS's defaults."""
-
-    min_healthy_percent: int = 100
-    max_healthy_percent: int = 200
-    warmup_s: int = 0
-    skip_matching: bool = True
-    auto_rollback: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Refresh:
-    """An instance refresh; `remaining` is how many instances are still to be replaced."""
-
-    id: str
-    status: str
-    reason: str | None
-    percent: int
-    remaining: int
-    started_at: datetime.datetime | None
-    ended_at: datetime.datetime | None
-
-    @property
-    def active(self) -> bool:
-        """Say whether it has not ended."""
-        return self.status in ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,59 +189,64 @@ class AutoScaling:
         self._client.delete_lifecycle_hook(AutoScalingGroupName=name, LifecycleHookName=hook)
 
     @needs("autoscaling:DescribeScalingActivities")
-    def activities(self, name: str, *, most: int = 100) -> tuple[Activity, ...]:
-        """Return the newest activities of a group, newest first."""
-        answer = self._client.describe_scaling_activities(
-            AutoScalingGroupName=name, MaxRecords=most
-        )
-        return tuple(map(_activity, answer["Activities"]))
+    def activities(
+        self, name: str, *, most: int = 100, since: datetime.datetime | None = None
+    ) -> tuple[Activity, ...]:
+        """Return the newest activities of a group, newest first.
 
-    @needs("autoscaling:StartInstanceRefresh", "ec2:RunInstances", "iam:PassRole", "ec2:CreateTags")
-    def start_refresh(
-        self, name: str, *, template_id: str, version: int, preferences: Preferences
-    ) -> str:
-        """Start to replace a group's instances by those of a numbered version; return the refresh's id.
+        Args:
+            name: The group.
+            most: At most so many.
+            since: Only such that began then or later.
+        """
+        found: list[Activity] = []
+        pages = self._client.get_paginator("describe_scaling_activities").paginate(
+            AutoScalingGroupName=name, PaginationConfig={"MaxItems": most, "PageSize": 100}
+        )
+        for page in pages:
+            for one in map(_activity, page["Activities"]):
+                if since is not None and one.started_at < since:
+                    return tuple(found)
+                found.append(one)
+        return tuple(found)
+
+    @needs("autoscaling:UpdateAutoScalingGroup", "ec2:RunInstances", "iam:PassRole")
+    def set_version(self, name: str, template_id: str, version: int) -> None:
+        """Have a group launch from a numbered version of a launch template; running instances stay as they are.
 
         Raises:
-            ConflictError: One is under way.
+            CalveError: an instance refresh with a desired configuration is active.
         """
-        answer = self._client.start_instance_refresh(
+        self._client.update_auto_scaling_group(
             AutoScalingGroupName=name,
-            Strategy="Rolling",
-            DesiredConfiguration={
-                "LaunchTemplate": {"LaunchTemplateId": template_id, "Version": str(version)}
-            },
-            Preferences={
-                "MinHealthyPercentage": preferences.min_healthy_percent,
-                "MaxHealthyPercentage": preferences.max_healthy_percent,
-                "InstanceWarmup": preferences.warmup_s,
-                "SkipMatching": preferences.skip_matching,
-                "AutoRollback": preferences.auto_rollback,
-            },
+            LaunchTemplate={"LaunchTemplateId": template_id, "Version": str(version)},
         )
-        return str(answer["InstanceRefreshId"])
 
-    @needs("autoscaling:DescribeInstanceRefreshes")
-    def refresh(self, name: str, refresh_id: str | None = None) -> Refresh | None:
-        """Return a refresh of a group by its id, else the newest; None where there is none."""
-        wanted = {"InstanceRefreshIds": [refresh_id]} if refresh_id else {"MaxRecords": 1}
-        answer = self._client.describe_instance_refreshes(AutoScalingGroupName=name, **wanted)
-        found = answer["InstanceRefreshes"]
-        return _refresh(found[0]) if found else None
-
-    @needs("autoscaling:CancelInstanceRefresh")
-    def cancel_refresh(self, name: str) -> str:
-        """Cancel the refresh under way and return its id; NotFoundError where there is none."""
-        answer = self._client.cancel_instance_refresh(AutoScalingGroupName=name)
-        return str(answer["InstanceRefreshId"])
+    @needs("autoscaling:CreateOrUpdateTags")
+    def tag(self, name: str, tags: Mapping[str, str]) -> None:
+        """Give a group tags, or other values to those that it has; its instances do not get them."""
+        self._client.create_or_update_tags(
+            Tags=[
+                {
+                    "ResourceId": name,
+                    "ResourceType": "auto-scaling-group",
+                    "Key": key,
+                    "Value": value,
+                    "PropagateAtLaunch": False,
+                }
+                for key, value in tags.items()
+            ]
+        )
 
 
 def _group(item: dict[str, Any]) -> Group:
-    template = item.get("LaunchTemplate", {})
+    policy = item.get("MixedInstancesPolicy")
+    inside = (policy or {}).get("LaunchTemplate", {})
+    template = inside.get("LaunchTemplateSpecification") or item.get("LaunchTemplate", {})
     return Group(
         item["AutoScalingGroupName"],
         template.get("LaunchTemplateId"),
-        template.get("Version"),
+        template.get("Version", "$Default") if template else None,
         item["MinSize"],
         item["MaxSize"],
         item["DesiredCapacity"],
@@ -260,6 +254,13 @@ def _group(item: dict[str, Any]) -> Group:
         tuple(item.get("TargetGroupARNs", ())),
         tuple(one["ProcessName"] for one in item.get("SuspendedProcesses", ())),
         tuple(map(_member, item.get("Instances", ()))),
+        item.get("AutoScalingGroupARN", ""),
+        item.get("HealthCheckGracePeriod", 0),
+        item.get("DefaultInstanceWarmup"),
+        tuple(item.get("AvailabilityZones", ())),
+        {one["Key"]: one.get("Value", "") for one in item.get("Tags", ())},
+        policy is not None,
+        any("InstanceRequirements" in one for one in inside.get("Overrides", ())),
     )
 
 
@@ -269,6 +270,8 @@ def _member(item: dict[str, Any]) -> GroupInstance:
         item["LifecycleState"],
         item["HealthStatus"].lower() == "healthy",
         item.get("LaunchTemplate", {}).get("Version"),
+        item.get("AvailabilityZone", ""),
+        item.get("ProtectedFromScaleIn", False),
     )
 
 
@@ -287,18 +290,6 @@ def _hook(item: dict[str, Any]) -> Hook:
         item["LifecycleTransition"] == _LAUNCHING,
         item["HeartbeatTimeout"],
         item["DefaultResult"] == "ABANDON",
-    )
-
-
-def _refresh(item: dict[str, Any]) -> Refresh:
-    return Refresh(
-        item["InstanceRefreshId"],
-        item["Status"],
-        item.get("StatusReason"),
-        item.get("PercentageComplete", 0),
-        item.get("InstancesToUpdate", 0),
-        item.get("StartTime"),
-        item.get("EndTime"),
     )
 
 

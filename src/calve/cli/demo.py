@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 
 from calve.cli.session import Session
-from calve.progress import Event, Note
+from calve.progress import Event, Fact, Note
 
 __all__ = ["arguments", "run"]
 
 _DIRECTORY = Path(".calve/demo")
+_SHOWN = {"refresh", "refused", "rollback", "verdict"}
+"""Of what happens in a rollout; the board itself shows the machines."""
 _NEXT = """
 What to try next
   calve demo --json                      the same as one document; it is in .calve/demo/report.json too
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         # A terminal that went away, a log on a full disk: no reason to end.
         def draw(event: Event) -> None:
             with contextlib.suppress(OSError):
-                if isinstance(event, Note):
+                if isinstance(event, Note) or (isinstance(event, Fact) and event.kind in _SHOWN):
                     board.note(event.text)
 
         def told(name: str, what: str) -> None:

@@ -25,7 +25,7 @@ __all__ = ["Load", "Tally"]
 TIMEOUT_S: Final = 5.0
 _RELEASE: Final = re.compile(rb"calve demo release (\d+)")
 _KEPT: Final = 4  # kept connections
-_FRESH: Final = 12  # threads for fresh ones: 20 a second of 5 s each would want more, but then all is lost anyway
+_FRESH: Final = 12  # threads for fresh ones: 25 a second of 5 s each would want more, but then all is lost anyway
 _FAILURES: Final = 20
 
 
@@ -62,7 +62,7 @@ class Load:
         self,
         address: tuple[str, int],
         *,
-        rate: float = 25.0,
+        rate: float = 50.0,
         path: str = "/",
         clock: Clock = SYSTEM,
         parent: Cancel | None = None,

@@ -1,7 +1,7 @@
 """The report of a show: what was served, and how each machine booted. Pure: from recorded facts to a document.
 
 {"requests": {"served", "failed", "by_release", "slowest_s"},
- "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
+ "releases": [{"release", "what", "outcome", "reason", "seconds"}], "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
                "lowest_available_mb"}], "seconds"}
 """
 
@@ -15,9 +15,37 @@ from typing import Any
 from calve.contract.evidence import Evidence
 from calve.demo.load import Tally
 
-__all__ = ["Machine", "Report", "phases"]
+__all__ = ["Act", "Machine", "Report", "phases"]
 
 _BAR = 44  # columns of the longest timeline
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One release of the show.
+
+    Attributes:
+        what: in a few words.
+        outcome: its verdict's.
+        reason: why it was taken back; "" where it was not.
+        seconds: from its record to its verdict.
+    """
+
+    release: int
+    what: str
+    outcome: str
+    reason: str
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """Return its part of the report."""
+        return {
+            "release": self.release,
+            "what": self.what,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +112,7 @@ class Report:
     machines: Sequence[Machine]
     seconds: float
     system: str
+    acts: Sequence[Act] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the report as one JSON document."""
@@ -98,6 +127,7 @@ class Report:
                 "slowest_s": round(self.tally.slowest_s, 3),
                 "reasons": list(self.tally.reasons),
             },
+            "releases": [act.document() for act in self.acts],
             "machines": [machine.document() for machine in self.machines],
         }
 
@@ -114,13 +144,22 @@ class Report:
             ),
         ]
         lines += [f"           failed: {reason}" for reason in self.tally.reasons[:5]]
+        lines += ["", *map(_act, self.acts)]
         longest = max((machine.answer_s or 0.0 for machine in self.machines), default=0.0)
         for machine in self.machines:
             lines += ["", *_machine(machine, longest)]
         return "\n".join(lines)
 
 
+def _act(act: Act) -> str:
+    line = f"Release {act.release}  {act.outcome:<12} {act.seconds:6.1f} s  {act.what}"
+    return f"{line}\n           {act.reason}" if act.reason else line
+
+
 def _machine(machine: Machine, longest_s: float) -> list[str]:
+    failure = machine.failure
+    if failure is not None:
+        return [f"{machine.name}   {failure.get('code')}: {failure.get('message')}"]
     ready = machine.ready
     fetched = (ready.get("fetched_bytes") or 0) / 1e6
     answer = "no answer" if machine.answer_s is None else f"answers after {machine.answer_s:.1f} s"

@@ -1,4 +1,7 @@
-"""The show: a fleet of two takes release 1, then rolls to release 2 under load, new machines before old ones."""
+"""The show: a fleet of two takes release 1, and rolls to release 2 under load, new machines before old ones.
+
+Then come a release that cannot boot and one that answers 500: both are taken back by themselves. Then release 1 again.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,34 @@ import contextlib
 import importlib.resources
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from calve.aws.autoscaling import AutoScaling, Hook, Preferences
+from calve.aws.autoscaling import AutoScaling, Hook
 from calve.aws.ebs import EbsDirect
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.images import Images
+from calve.aws.refreshes import Refreshes
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
-from calve.contract import health as contract
 from calve.contract.userdata import Hook as UserHook
 from calve.demo import trouble
 from calve.demo.load import Load, Tally
-from calve.demo.report import Report
+from calve.demo.report import Act, Report
+from calve.demo.system import Flaw
 from calve.demo.watch import Told, Watcher
 from calve.demo.workshop import Workshop
 from calve.demo.world import BUCKET, REGION, World
 from calve.disk.arch import X86_64
 from calve.errors import CalveError, DeadlineError, UsageError
+from calve.fleet import ends
 from calve.fleet import release as releases
 from calve.fleet.config import Config, Fleet, Health, parse
 from calve.fleet.release import Release
+from calve.fleet.verdict import Outcome, Verdict
 from calve.image.base import Base
 from calve.image.publish import Publisher
 from calve.image.source import StoreSource
@@ -38,19 +44,26 @@ from calve.image.start import start_of
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress
+from calve.rollout import start
+from calve.rollout.deploy import begun
+from calve.rollout.observe import Gateways
+from calve.rollout.run import Host, description
+from calve.rollout.start import Closure
 from calve.tasks import Cancel, Group
 from calve.transport.http import Client
 from calve.ui.text import mb
 
 __all__ = ["Play", "fleet_file", "show"]
 
-HOOK: Final = Hook("calve-launch")
+HOOK: Final = Hook(start.HOOK)
 """Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
 
 _SIZE: Final = 2
 _BOOT_S: Final = 300.0
-_ROLL_S: Final = 600.0
-_POLL_S: Final = 0.5
+_GRACE_S: Final = 300
+_WITHIN_S: Final = 90
+_BAKE_S: Final = 5
+_POLL_S: Final = 1.0
 _DRAIN_S: Final = 10
 
 
@@ -110,8 +123,8 @@ def show(play: Play) -> Report:
         work = owner.enter_context(workshop.run())
         store = owner.enter_context(workshop.store())
         store.clean()
-        play.say(f"building two releases of the {play.system} system out of Debian packages")
-        systems = [workshop.system(store, play.system, number) for number in (1, 2)]
+        play.say(f"building releases of the {play.system} system out of Debian packages")
+        systems = _systems(workshop, store, play.system)
         initrd = workshop.initrd()
         play.say("starting the simulated region: S3, EC2, Auto Scaling, load balancer")
         world = owner.enter_context(World(work, group=play.fleet.group))
@@ -123,9 +136,40 @@ def show(play: Play) -> Report:
         )
         watcher = Watcher(world.machines, play.told, play.clock)
         with _watching(watcher, play.cancel):
-            tally = fleet.play(systems[0], systems[1])
+            tally = fleet.play(systems)
         machines = watcher.machines()
-    return Report(tally, machines, play.clock.monotonic() - started, play.system)
+    return Report(tally, machines, play.clock.monotonic() - started, play.system, tuple(fleet.acts))
+
+
+@dataclass(frozen=True, slots=True)
+class Systems:
+    """What is released: two good ones, bad ones with their flaws; `back` where the first one comes again."""
+
+    first: StorePath
+    second: StorePath
+    bad: tuple[tuple[Flaw, StorePath], ...]
+    back: bool
+
+
+def _systems(workshop: Workshop, store: LocalStore, name: str) -> Systems:
+    """Build them; the tiny system cannot answer 500, and is for a short show."""
+    flaws = (Flaw.NO_INIT,) if name == "tiny" else tuple(Flaw)
+    bad = [
+        (flaw, workshop.system(store, name, number, flaw=flaw))
+        for number, flaw in enumerate(flaws, 3)
+    ]
+    first, second = (workshop.system(store, name, number) for number in (1, 2))
+    return Systems(first, second, tuple(bad), back=name != "tiny")
+
+
+def _scaled(fleet: Fleet) -> Fleet:
+    """Return the fleet with a show's patience: minutes of a cloud are seconds here."""
+    health = fleet.health or Health(http="/", tcp=None, within_s=_WITHIN_S)
+    return replace(
+        fleet,
+        health=replace(health, within_s=_WITHIN_S),
+        rollout=replace(fleet.rollout, bake_s=_BAKE_S),
+    )
 
 
 @contextlib.contextmanager
@@ -157,54 +201,78 @@ class _Fleet:
         self._store = store
         self._cache = cache
         self._images = images
-        self._ec2 = Ec2(world.session)
-        self._scaling = AutoScaling(world.session)
-        self._elb = Elb(world.session)
-        self._health = play.fleet.health or Health(http="/", tcp=None, within_s=int(_BOOT_S))
+        session = world.session
+        self._gateways = Gateways(
+            AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), cache
+        )
+        self._fleet = _scaled(play.fleet)
+        self.acts: list[Act] = []
 
-    def play(self, first: StorePath, second: StorePath) -> Tally:
-        """Bring up release 1, roll to release 2 under load; return what clients saw."""
-        base = self._images.publish("base", self._store, first)
-        seeded = self._images.publish("base-seeded", self._store, first, seeds=(first,))
-        one = self._release(first)
-        group, template = self._launch(one, base)
-        self._until("the first machines answer", _BOOT_S, lambda: self._healthy(group, _SIZE))
-        with Load(self._world.balancer.address, parent=self._play.cancel) as load:
-            two = self._release(second)
-            self._roll(template, two, seeded)
+    def play(self, systems: Systems) -> Tally:
+        """Bring up release 1, then release under load: a good one, bad ones, and the first one again."""
+        play = self._play
+        base = self._images.publish("base", self._store, systems.first)
+        seeded = self._images.publish(
+            "base-seeded", self._store, systems.first, seeds=(systems.first,)
+        )
+        target = self._begin(self._push(systems.first), base)
+        self._until("the first machines answer", _BOOT_S, lambda: self._healthy(target, _SIZE))
+        self._went_well(1)
+        with Load(self._world.balancer.address, parent=play.cancel) as load:
+            second = self._push(systems.second)
+            self._release(replace(second, image=seeded), "a good release", Outcome.RELEASED)
+            for flaw, system in systems.bad:
+                play.say(f"and now a bad one: {flaw.value}")
+                self._release(
+                    replace(self._push(system), image=seeded), flaw.value, Outcome.ROLLED_BACK
+                )
+            if systems.back:
+                again = replace(self._push(systems.first), repeats=1, image=seeded)
+                self._release(again, "release 1 again: calve rollback", Outcome.RELEASED)
             return load.tally()
 
-    def _release(self, system: StorePath) -> Release:
-        """Push a system's closure and write its record."""
+    def _push(self, system: StorePath) -> Closure:
+        """Push a system's closure."""
         play = self._play
         key = self._workshop.key()
         pushed = push(
-            self._store,
-            [system],
-            self._cache,
-            key,
-            progress=play.progress,
-            cancel=play.cancel,
-        )
-        release = releases.create(
-            self._cache,
-            play.fleet.name,
-            system=str(system),
-            manifest=pushed.manifests[system],
-            keys=(key.name,),
-            now=play.clock.now(),
+            self._store, [system], self._cache, key, progress=play.progress, cancel=play.cancel
         )
         play.say(
-            f"release {release.number}: pushed {pushed.new_paths} of {pushed.paths} paths, "
+            f"pushed {pushed.new_paths} of {pushed.paths} paths, "
             f"{mb(pushed.compressed_bytes)} for {mb(pushed.nar_bytes)} of NAR"
         )
-        return release
+        return Closure(str(system), pushed.manifests[system], (key.name,))
+
+    def _release(self, closure: Closure, what: str, expected: Outcome) -> None:
+        """Put a closure on the fleet as `calve deploy` does, and see that it ends as it should."""
+        play, started = self._play, self._play.clock.monotonic()
+        host = Host(progress=play.progress, cancel=play.cancel, clock=play.clock, poll_s=_POLL_S)
+        with begun(closure, self._fleet, self._gateways, host, cache="") as rollout:
+            play.say(f"release {rollout.release.number}: {what}")
+            verdict = rollout.run()
+        if verdict is None:
+            raise CalveError("the rollout was left")
+        reason = "" if verdict.reason is None else verdict.reason.text
+        took_s = play.clock.monotonic() - started
+        self.acts.append(Act(verdict.release, what, verdict.outcome.value, reason, took_s))
+        if verdict.outcome is not expected:
+            raise CalveError(
+                f"release {verdict.release} should be {expected.value}, and is {verdict.outcome.value}:"
+                f" {reason or 'nobody says why'}"
+            )
+
+    def _went_well(self, number: int) -> None:
+        """Say of the release that the group began with that it is live."""
+        now = self._play.clock.now()
+        name = self._fleet.name
+        ends.write(self._cache, Verdict(name, number, Outcome.RELEASED, "", "operator", now))
 
     def _user_data(self, release: Release) -> bytes:
-        fleet, world = self._play.fleet, self._world
+        fleet, world = self._fleet, self._world
         data = release.user_data(
             (world.machine_cache,),
-            health=_checks(self._health),
+            health=start.checks(fleet.health),
             hook=UserHook(fleet.group, HOOK.name, world.machine_api) if self._is_held else None,
             reports=world.machine_reports,
         )
@@ -215,71 +283,48 @@ class _Fleet:
         """Say whether a launch hook waits for a machine's own word: the tiny system has nothing that would give it."""
         return self._play.system != "tiny"
 
-    def _launch(self, release: Release, image: str) -> tuple[str, str]:
-        """Create the group; return the target group's ARN and the launch template's id."""
-        fleet = self._play.fleet
-        self._play.say(f"starting {_SIZE} machines on release {release.number}")
-        target = self._elb.create_target_group(
-            fleet.group, path=self._health.http or "/", delay_s=_DRAIN_S
+    def _begin(self, closure: Closure, image: str) -> str:
+        """Create the group on release 1; return the target group's ARN."""
+        fleet = self._fleet
+        release = releases.create(
+            self._cache,
+            fleet.name,
+            system=closure.system,
+            manifest=closure.manifest,
+            keys=closure.keys,
+            now=self._play.clock.now(),
         )
-        template = self._ec2.create_template(
+        self._play.say(f"starting {_SIZE} machines on release {release.number}")
+        path = "/" if fleet.health is None or fleet.health.http is None else fleet.health.http
+        target = self._gateways.elb.create_target_group(fleet.group, path=path, delay_s=_DRAIN_S)
+        template = self._gateways.ec2.create_template(
             fleet.name,
             image_id=image,
             instance_type="t3.nano",
             user_data=self._user_data(release),
-            description=f"release {release.number}",
+            description=description(release),
         )
-        self._scaling.create_group(
+        self._gateways.scaling.create_group(
             fleet.group,
             template_id=template.id,
             version=1,
             size=(_SIZE, _SIZE, 2 * _SIZE),
             target_groups=[target.arn],
-            grace_s=self._health.within_s,
+            grace_s=_GRACE_S,
             zones=[f"{REGION}a"],
             hooks=[HOOK] if self._is_held else [],
         )
-        return target.arn, template.id
-
-    def _roll(self, template: str, release: Release, image: str) -> None:
-        """Replace all machines by such of a release; return when the last old one is gone."""
-        self._play.say(f"rolling to release {release.number}: new machines before old ones")
-        version = self._ec2.create_version(
-            template,
-            source=1,
-            description=f"release {release.number}",
-            user_data=self._user_data(release),
-            image_id=image,
-        )
-        rules = self._play.fleet.rollout
-        refresh = self._scaling.start_refresh(
-            self._play.fleet.group,
-            template_id=template,
-            version=version.number,
-            preferences=Preferences(rules.min_healthy_percent, rules.max_healthy_percent),
-        )
-        self._until("the refresh ends", _ROLL_S, lambda: self._rolled(refresh, version.number))
+        return target.arn
 
     def _healthy(self, group: str, wanted: int) -> bool:
-        healthy = sum(target.state == "healthy" for target in self._elb.health(group))
+        healthy = sum(target.state == "healthy" for target in self._gateways.elb.health(group))
         if healthy < wanted:
             self._check_machines()
         return healthy >= wanted
 
-    def _rolled(self, refresh_id: str, version: int) -> bool:
-        refresh = self._scaling.refresh(self._play.fleet.group, refresh_id)
-        if refresh is None or not (refresh.active or refresh.status == "Successful"):
-            reason = "" if refresh is None else f"{refresh.status}: {refresh.reason}"
-            raise CalveError(f"the instance refresh did not succeed: {reason}")
-        self._check_machines()
-        members = self._scaling.group(self._play.fleet.group).instances
-        return refresh.status == "Successful" and all(
-            member.version == str(version) for member in members
-        )
-
     def _check_machines(self) -> None:
         trouble.check_machines(self._world.machines)
-        trouble.check_group(self._scaling, self._play.fleet.group)
+        trouble.check_group(self._gateways.scaling, self._fleet.group)
 
     def _until(self, what: str, within_s: float, done: Callable[[], bool]) -> None:
         clock = self._play.clock
@@ -321,12 +366,3 @@ class _Images:
             f"image {line}: {published.image}, {count} blocks in {published.snapshot.id}, all read back"
         )
         return published.image
-
-
-def _checks(health: Health) -> contract.Health:
-    """Return what user data says of a fleet file's `health`."""
-    return contract.Health(
-        http=() if health.http is None else (contract.Http(health.http),),
-        tcp=() if health.tcp is None else (health.tcp,),
-        within_s=health.within_s,
-    )

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,30 @@ from calve.disk.payload import Payload
 from calve.errors import UsageError
 from calve.nix.storepath import STORE_DIR, StorePath
 
-__all__ = ["KERNEL_PARAMS", "SYSTEM", "Boot", "System", "add_toplevel", "render", "table", "text"]
+__all__ = [
+    "KERNEL_PARAMS",
+    "SYSTEM",
+    "Boot",
+    "Flaw",
+    "System",
+    "add_toplevel",
+    "render",
+    "table",
+    "text",
+]
 
 SYSTEM = "x86_64-linux"
 KERNEL_PARAMS = ("console=ttyS0,115200n8", "loglevel=4", "panic=30")
 """Where a cloud reads the console; quiet; a machine that panics leaves, after somebody could read why."""
 
 _VARIABLE = re.compile(r"@([a-z_]+)@")
+
+
+class Flaw(StrEnum):
+    """What is wrong with a bad release."""
+
+    NO_INIT = "it cannot boot"
+    ERRORS = "it boots, and answers 500"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +79,14 @@ class System:
         release: its number.
         links: names in the toplevel and the store paths that they are links to.
         references: what the init script names beyond the links.
+        flaw: what is wrong with it.
     """
 
     name: str
     release: int
     links: Mapping[str, StorePath] = field(default_factory=dict)
     references: tuple[StorePath, ...] = ()
+    flaw: Flaw | None = None
 
     @property
     def label(self) -> str:
@@ -134,8 +154,9 @@ def add_toplevel(importer: Importer, system: System, init: str, boot: Boot) -> S
             (tree / name).symlink_to(target)
         for name, path in system.links.items():
             (tree / name).symlink_to(str(path))
-        (tree / "init").write_text(init, encoding="utf-8")
-        (tree / "init").chmod(0o755)
+        if system.flaw is not Flaw.NO_INIT:
+            (tree / "init").write_text(init, encoding="utf-8")
+            (tree / "init").chmod(0o755)
         (tree / "kernel-params").write_text(" ".join(boot.params), encoding="utf-8")
         (tree / "nixos-version").write_text(system.label, encoding="utf-8")
         (tree / "system").write_text(SYSTEM, encoding="utf-8")

@@ -18,7 +18,7 @@ from calve.demo.index import Index
 from calve.demo.packages import Packages
 from calve.demo.paths import add_packages, one
 from calve.demo.stage2 import HEALTH, UNIT, add_stage_2
-from calve.demo.system import Boot, System, add_toplevel, render, table
+from calve.demo.system import Boot, Flaw, System, add_toplevel, render, table
 from calve.demo.www import add_www
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
@@ -29,7 +29,7 @@ _BUNDLE = "ca-bundle.crt"
 
 
 def build_webserver(
-    store: LocalStore, packages: Packages, *, release: int, boot: Boot
+    store: LocalStore, packages: Packages, *, release: int, boot: Boot, flaw: Flaw | None = None
 ) -> StorePath:
     """Build a release of the web server into a store; return its toplevel, valid with its closure.
 
@@ -40,6 +40,7 @@ def build_webserver(
         packages: where its packages come from.
         release: number of the release, in page, label and name.
         boot: its kernel and initrd.
+        flaw: what is wrong with it.
     """
     importer = Importer(store)
     paths = add_packages(importer, packages, package_names(), omitted=_omitted())
@@ -52,9 +53,10 @@ def build_webserver(
         links={
             "etc": index.once(importer, f"etc {key}", lambda: _add_etc(importer, paths, stage_2)),
             "sw": index.once(importer, f"sw {key}", lambda: _add_system_path(importer, paths)),
-            "www": add_www(importer, release),
+            "www": add_www(importer, release, broken=flaw is Flaw.ERRORS),
         },
         references=(one(paths, "busybox-static"),),
+        flaw=flaw,
     )
     init = render(
         "webserver/init.sh",

@@ -21,7 +21,7 @@ from calve.demo.kernel import META_PACKAGE, OTHER_META_PACKAGE, Kernel, kernel
 from calve.demo.packages import Packages
 from calve.demo.root import root
 from calve.demo.stage2 import UNIT
-from calve.demo.system import Boot
+from calve.demo.system import Boot, Flaw
 from calve.demo.tiny import build_tiny
 from calve.demo.webserver import build_webserver
 from calve.disk import ext4, initrd, payload
@@ -177,7 +177,13 @@ class Workshop:
         return path
 
     def system(
-        self, store: LocalStore, name: str, release: int, *, other_kernel: bool = False
+        self,
+        store: LocalStore,
+        name: str,
+        release: int,
+        *,
+        other_kernel: bool = False,
+        flaw: Flaw | None = None,
     ) -> StorePath:
         """Build a release of a system ("tiny", "webserver") into a store.
 
@@ -196,7 +202,7 @@ class Workshop:
                 stage_2=payload.build(payload.HEALTH) if units else None,
             )
         with self._turn:
-            return BUILDERS[name](store, self.packages, release=release, boot=boot)
+            return BUILDERS[name](store, self.packages, release=release, boot=boot, flaw=flaw)
 
     def store(self) -> LocalStore:
         """Open the store that systems are built into; the caller closes it."""

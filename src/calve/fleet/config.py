@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from calve.errors import CalveError, NotFoundError, UsageError
 
@@ -33,11 +33,14 @@ __all__ = [
     "Parameter",
     "Rollout",
     "Secret",
+    "Strategy",
     "load",
     "parse",
 ]
 
 FILE_NAME = "calve.toml"
+
+E = TypeVar("E", bound=StrEnum)
 
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -46,6 +49,7 @@ _KEY = re.compile(r"[A-Za-z0-9_.\"' -]+")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WITHIN_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
+_MAX_ALARMS = 10  # likewise
 _ARN = re.compile(r"arn:aws[a-z-]*:(ssm|secretsmanager):([a-z0-9-]{1,40}):[0-9]{12}:.+")
 
 
@@ -57,6 +61,13 @@ class Delivery(StrEnum):
     SSH = "ssh"
     USER_DATA_BUILD = "user-data-build"
     USER_DATA_PULL = "user-data-pull"
+
+
+class Strategy(StrEnum):
+    """How machines are replaced: as many at a time as the bounds allow, or one first, and a pause."""
+
+    ROLLING = "rolling"
+    CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +141,23 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Bounds of the healthy machines, in percent of the group's size, and how long all must stay well."""
+    """How a release is put on the fleet.
+
+    Attributes:
+        min_healthy_percent: of the group's size, and `max_healthy_percent`: bounds of the healthy machines.
+        bake_s: how long all must stay well at the end.
+        warmup_s: how long a machine is in service before it counts.
+        strategy: `canary` pauses for `canary_s` after the first machine.
+        alarms: names of CloudWatch alarms; one that goes off rolls back.
+    """
 
     min_healthy_percent: int
     max_healthy_percent: int
     bake_s: int
+    warmup_s: int = 0
+    strategy: Strategy = Strategy.ROLLING
+    canary_s: int = 300
+    alarms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,20 +327,21 @@ class _Reader:
         return Fleet(
             name=name,
             system=table.system,
-            delivery=self._delivery(table.delivery, f"{path}.delivery"),
+            delivery=self._member(Delivery, table.delivery, f"{path}.delivery", "a delivery"),
             group=group,
             health=None if table.health is None else self._health(table.health, f"{path}.health"),
             rollout=self._rollout(table.rollout, f"{path}.rollout"),
         )
 
-    def _delivery(self, text: str, path: str) -> Delivery:
+    def _member(self, kind: type[E], text: str, path: str, what: str) -> E:
+        """Read a word as a member of an enumeration; the error names the one that was meant."""
         from calve.fleet.document import unknown
 
         try:
-            return Delivery(text)
+            return kind(text)
         except ValueError:
-            hint = unknown(path, text, [each.value for each in Delivery], self._path).hint
-            raise self._wrong(path, f"{text!r} is not a delivery", hint) from None
+            hint = unknown(path, text, [str(each.value) for each in kind], self._path).hint
+            raise self._wrong(path, f"{text!r} is not {what}", hint) from None
 
     def _health(self, table: HealthTable, path: str) -> Health:
         if (table.http is None) == (table.tcp is None):
@@ -341,7 +365,19 @@ class _Reader:
                 f"{path}.max-healthy", "must not be more than 100 above min-healthy"
             )  # Auto Scaling's rule
         bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, _MAX_BAKE_S)
-        return Rollout(lowest, highest, bake_s)
+        warmup_s = self._duration(table.warm_up, f"{path}.warm-up", "30s", 0, _MAX_WITHIN_S)
+        canary_s = self._duration(table.canary, f"{path}.canary", "5m", 0, _MAX_BAKE_S)
+        if len(table.alarms) > _MAX_ALARMS:
+            raise self._wrong(f"{path}.alarms", f"must be at most {_MAX_ALARMS}")
+        return Rollout(
+            lowest,
+            highest,
+            bake_s,
+            warmup_s,
+            self._member(Strategy, table.strategy, f"{path}.strategy", "a strategy"),
+            canary_s,
+            tuple(table.alarms),
+        )
 
     def _duration(self, text: str, path: str, example: str, least_s: int, most_s: int) -> int:
         """Read "90s", "3m", "1h30m" as seconds."""

@@ -62,6 +62,10 @@ class RolloutTable(Table, frozen=True):
     min_healthy: int = 100
     max_healthy: int | None = None
     bake: str = "2m"
+    warm_up: str = "0s"
+    strategy: str = "rolling"
+    canary: str = "5m"
+    alarms: list[str] = []
 
 
 class FleetTable(Table, frozen=True):

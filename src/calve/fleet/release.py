@@ -19,7 +19,7 @@ from calve.contract.userdata import Hook, UserData
 from calve.errors import ConflictError, DamagedError, UsageError
 from calve.nix.storepath import StorePath
 
-__all__ = ["Release", "create", "latest", "read"]
+__all__ = ["Release", "create", "latest", "prefix", "read"]
 
 VERSION = 1
 _LIMIT_BYTES = 64 * 1024
@@ -40,6 +40,8 @@ class Release:
         manifest: digest of its manifest.
         keys: names of the keys that signed it.
         created: when, UTC.
+        repeats: number of the release whose closure this is again; None where it is a new one.
+        image: what its machines boot, for delivery by image; None for the launch template's own.
     """
 
     fleet: str
@@ -48,11 +50,13 @@ class Release:
     manifest: str
     keys: tuple[str, ...]
     created: dt.datetime
+    repeats: int | None = None
+    image: str | None = None
 
     @property
     def key(self) -> str:
         """Return where the record lies."""
-        return f"{_prefix(self.fleet)}{self.number:08d}.json"
+        return f"{prefix(self.fleet)}{self.number:08d}.json"
 
     def user_data(
         self,
@@ -88,6 +92,10 @@ class Release:
             "keys": list(self.keys),
             "created": self.created.isoformat(timespec="seconds"),
         }
+        if self.repeats is not None:
+            body["repeats"] = self.repeats
+        if self.image is not None:
+            body["image"] = self.image
         return json.dumps(body, indent=1).encode() + b"\n"
 
     @classmethod
@@ -110,7 +118,9 @@ class Release:
             system=fields.text("system", _system),
             manifest=fields.text("manifest", check_digest),
             keys=fields.texts("keys", str),
-            created=fields.text("created", _time),
+            created=fields.text("created", record.time),
+            repeats=fields.optional_number("repeats"),
+            image=fields.optional("image", str),
         )
 
 
@@ -124,17 +134,8 @@ def _system(text: str) -> str:
     return str(StorePath.parse(text))
 
 
-def _time(text: str) -> dt.datetime:
-    try:
-        when = dt.datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
-        raise DamagedError(f"{text[:100]!r} is not a time with its zone") from None
-    return when
-
-
-def _prefix(fleet: str) -> str:
+def prefix(fleet: str) -> str:
+    """Return how the keys of a fleet's releases begin; UsageError where it is no fleet's name."""
     if not _FLEET.fullmatch(fleet):
         raise UsageError(
             f"{fleet!r} is no fleet's name", hint="lower-case letters, digits and -, at most 63"
@@ -144,7 +145,7 @@ def _prefix(fleet: str) -> str:
 
 def latest(objects: Objects, fleet: str) -> int:
     """Return the highest number that a fleet has, 0 where it has none."""
-    numbers = (_KEY.fullmatch(one.key) for one in objects.list(_prefix(fleet)))
+    numbers = (_KEY.fullmatch(one.key) for one in objects.list(prefix(fleet)))
     return max((int(match.group(1)) for match in numbers if match), default=0)
 
 
@@ -155,7 +156,7 @@ def read(objects: Objects, fleet: str, number: int) -> Release:
         NotFoundError: there is none of this number.
         UsageError, DamagedError: see `Release.parse`; or it is the record of another release.
     """
-    key = f"{_prefix(fleet)}{number:08d}.json"
+    key = f"{prefix(fleet)}{number:08d}.json"
     place = f"{objects.url}/{key}"
     release = Release.parse(objects.get(key, _LIMIT_BYTES), place)
     if release.key != key:
@@ -173,6 +174,8 @@ def create(
     manifest: str,
     keys: tuple[str, ...],
     now: dt.datetime,
+    repeats: int | None = None,
+    image: str | None = None,
 ) -> Release:
     """Write the next release of a fleet and return it.
 
@@ -181,7 +184,7 @@ def create(
     """
     last = latest(objects, fleet)
     for number in range(last + 1, min(last + _TRIES, _MAX_NUMBER) + 1):
-        release = Release(fleet, number, system, manifest, keys, now)
+        release = Release(fleet, number, system, manifest, keys, now, repeats, image)
         if objects.put(release.key, release.dump(), only_new=True):
             return release
     raise ConflictError(f"cannot get a number for a release of {fleet}", hint="try again")

@@ -1,17 +1,21 @@
 """The part of EC2 Auto Scaling that a fleet needs: groups, their instances and activities; hooks, instance refresh.
 
 Source: Amazon EC2 Auto Scaling API reference (2011-01-01). Actions only change what `groups` then brings on; nothing
-is started here. `hooks_api` and `refresh_api` have the other actions. Not thread-safe: `cloud` holds one lock.
+is started here. `hooks_api`, `refresh_api` and the modules `group_*` have the other actions. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calve.region.activities import Activity
 from calve.region.group import Group, GroupInstance, find, invalid
+from calve.region.group_instances import InstanceActions
+from calve.region.group_processes import ProcessActions, suspended_rows
+from calve.region.group_tags import TagActions, group_filter, tag_rows, tagged
 from calve.region.hooks_api import HookActions, specified
 from calve.region.names import activity_uuid, arn
 from calve.region.query import AUTOSCALING, Action, Params, page, time_of
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["AutoScaling", "Lookups"]
 
 _NOT_A_TEMPLATE = "You must use a valid fully-formed launch template. "
+_DERIVED = (
+    "An active instance refresh with a desired configuration exists. All configuration options derived from the "
+    "desired configuration are not available for update while the instance refresh is active."
+)
 MOST = 10_000
 
 
@@ -37,11 +45,13 @@ class Lookups:
         template: A launch template by id or by name.
         instance_type: Of an instance.
         target_group: That a target group exists.
+        alarms: The states of all alarms by name, as they are at any moment.
     """
 
     template: Callable[[str | None, str | None], LaunchTemplate]
     instance_type: Callable[[str], str]
     target_group: Callable[[str], object]
+    alarms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class AutoScaling:
@@ -49,7 +59,7 @@ class AutoScaling:
 
     Args:
         region: The region's name.
-        zone: The availability zone of every instance.
+        zone: The availability zone of a group that names none.
         lookups: The neighbours.
     """
 
@@ -68,8 +78,11 @@ class AutoScaling:
             "DescribeAutoScalingInstances": self._describe_instances,
             "SetDesiredCapacity": self._set_desired,
             "DescribeScalingActivities": self._describe_activities,
-            **RefreshActions(self.groups, self._spec).actions,
+            **RefreshActions(self.groups, self._spec, lookups.alarms).actions,
             **HookActions(self.groups).actions,
+            **InstanceActions(self.groups, _activity).actions,
+            **ProcessActions(self.groups).actions,
+            **TagActions(self.groups).actions,
         }
 
     # Groups
@@ -89,14 +102,11 @@ class AutoScaling:
             max_size,
             min_size if desired is None else desired,
             now,
-            zone=self._zone,
+            zones=(self._zone,),
             target_groups=tuple(dict.fromkeys(arns)),
-            tags=_tags(params),
             hooks=specified(params),
         )
-        group = _settings(group, params)
-        params.strings("AvailabilityZones")
-        params.text("VPCZoneIdentifier")
+        group = tagged(self._settings(group, params), params)
         params.done()
         if not re.fullmatch(r"[^:/\\\x00-\x1f]{1,255}", name):
             raise invalid(f"Group name '{name}' is not valid")
@@ -148,6 +158,8 @@ class AutoScaling:
         template = params.struct("LaunchTemplate")
         if template is not None:
             group = replace(group, spec=self._spec(template))
+        if group.spec != before.spec and before.refresh is not None and before.refresh.spec:
+            raise invalid(_DERIVED)
         min_size, max_size = _size(params, "MinSize"), _size(params, "MaxSize")
         group = replace(
             group,
@@ -157,7 +169,7 @@ class AutoScaling:
         desired = _size(params, "DesiredCapacity")
         if desired is None:
             desired = min(max(group.desired, group.min_size), group.max_size)
-        group = _settings(replace(group, desired=desired), params)
+        group = self._settings(replace(group, desired=desired), params)
         params.done()
         _check_sizes(group)
         if group.desired != before.desired:
@@ -169,6 +181,33 @@ class AutoScaling:
             group = replace(group, cause=cause)
         self.groups[group.name] = group
         return {}
+
+    def _settings(self, group: Group, params: Params) -> Group:
+        """Take in the settings that creating and updating share; subnets are accepted, and not simulated."""
+        kind = params.text("HealthCheckType") or ("ELB" if group.checks_elb else "EC2")
+        if kind not in {"EC2", "ELB"}:
+            raise invalid(f"Health check type '{kind}' is not valid (or not simulated)")
+        grace_s = params.integer("HealthCheckGracePeriod", 0, 7200)
+        cooldown_s = params.integer("DefaultCooldown", 0, 86_400)
+        warmup_s = params.integer("DefaultInstanceWarmup", -1, 3600)
+        protects = params.boolean("NewInstancesProtectedFromScaleIn")
+        params.text("VPCZoneIdentifier")
+        return replace(
+            group,
+            zones=self._zones(params) or group.zones,
+            checks_elb=kind == "ELB",
+            grace_s=group.grace_s if grace_s is None else float(grace_s),
+            cooldown_s=group.cooldown_s if cooldown_s is None else float(cooldown_s),
+            warmup_s={None: group.warmup_s, -1: None}.get(warmup_s, warmup_s),
+            protects=group.protects if protects is None else protects,
+        )
+
+    def _zones(self, params: Params) -> tuple[str, ...]:
+        zones = tuple(dict.fromkeys(params.strings("AvailabilityZones") or ()))
+        wrong = [one for one in zones if not re.fullmatch(re.escape(self._region) + "[a-z]", one)]
+        if wrong:
+            raise invalid(f"Invalid Availability Zone: [{wrong[0]}]")
+        return zones
 
     def _set_desired(self, params: Params, _now: float) -> Mapping[str, Any]:
         group = find(self.groups, params.need("AutoScalingGroupName"))
@@ -243,8 +282,9 @@ class AutoScaling:
         return arn("autoscaling", self._region, resource)
 
     def _describe(self, params: Params, _now: float) -> Mapping[str, Any]:
-        names = params.strings("AutoScalingGroupNames")
-        found = [one for one in self.groups.values() if not names or one.name in names]
+        names, passes = params.strings("AutoScalingGroupNames"), group_filter(params)
+        named = [one for one in self.groups.values() if not names or one.name in names]
+        found = [one for one in named if passes(one)]
         shown, token = page(found, params, "MaxRecords", mark="NextToken", most=100)
         params.done()
         return {"AutoScalingGroups": [self._shown(one) for one in shown], "NextToken": token}
@@ -259,39 +299,30 @@ class AutoScaling:
             "DesiredCapacity": group.desired,
             "DefaultCooldown": round(group.cooldown_s),
             "DefaultInstanceWarmup": None if group.warmup_s is None else round(group.warmup_s),
-            "AvailabilityZones": [group.zone],
+            "AvailabilityZones": list(group.zones),
             "LoadBalancerNames": [],
             "TargetGroupARNs": list(group.target_groups),
             "HealthCheckType": "ELB" if group.checks_elb else "EC2",
             "HealthCheckGracePeriod": round(group.grace_s),
-            "Instances": [self._instance(one, group) for one in group.instances.values()],
+            "Instances": [self._instance(one) for one in group.instances.values()],
             "CreatedTime": time_of(group.created_at),
-            "SuspendedProcesses": [],
+            "SuspendedProcesses": suspended_rows(group),
             "EnabledMetrics": [],
             "Status": "Delete in progress" if group.deleting else None,
-            "Tags": [
-                {
-                    "ResourceId": group.name,
-                    "ResourceType": "auto-scaling-group",
-                    "Key": key,
-                    "Value": value,
-                    "PropagateAtLaunch": True,
-                }
-                for key, value in group.tags.items()
-            ],
+            "Tags": tag_rows(group),
             "TerminationPolicies": ["Default"],
-            "NewInstancesProtectedFromScaleIn": False,
+            "NewInstancesProtectedFromScaleIn": group.protects,
         }
 
-    def _instance(self, one: GroupInstance, group: Group) -> dict[str, Any]:
+    def _instance(self, one: GroupInstance) -> dict[str, Any]:
         return {
             "InstanceId": one.id,
             "InstanceType": self._lookups.instance_type(one.id),
-            "AvailabilityZone": group.zone,
+            "AvailabilityZone": one.zone,
             "LifecycleState": one.lifecycle.value,
             "HealthStatus": "Unhealthy" if one.sick else "Healthy",
             "LaunchTemplate": template_row(one.spec),
-            "ProtectedFromScaleIn": False,
+            "ProtectedFromScaleIn": one.protected,
         }
 
     def _describe_instances(self, params: Params, _now: float) -> Mapping[str, Any]:
@@ -306,7 +337,7 @@ class AutoScaling:
         params.done()
         rows = []
         for one, group in shown:
-            row = self._instance(one, group)
+            row = self._instance(one)
             health = str(row["HealthStatus"]).upper()
             rows.append({**row, "AutoScalingGroupName": group.name, "HealthStatus": health})
         return {"AutoScalingInstances": rows, "NextToken": token}
@@ -343,33 +374,6 @@ def _check_sizes(group: Group) -> None:
         )
 
 
-def _settings(group: Group, params: Params) -> Group:
-    """Take in the settings that creating and updating share."""
-    kind = params.text("HealthCheckType") or ("ELB" if group.checks_elb else "EC2")
-    if kind not in {"EC2", "ELB"}:
-        raise invalid(f"Health check type '{kind}' is not valid (or not simulated)")
-    grace_s = params.integer("HealthCheckGracePeriod", 0, 7200)
-    cooldown_s = params.integer("DefaultCooldown", 0, 86_400)
-    warmup_s = params.integer("DefaultInstanceWarmup", -1, 3600)
-    return replace(
-        group,
-        checks_elb=kind == "ELB",
-        grace_s=group.grace_s if grace_s is None else float(grace_s),
-        cooldown_s=group.cooldown_s if cooldown_s is None else float(cooldown_s),
-        warmup_s={None: group.warmup_s, -1: None}.get(warmup_s, warmup_s),
-    )
-
-
-def _tags(params: Params) -> dict[str, str]:
-    tags = {}
-    for one in params.structs("Tags"):
-        tags[one.need("Key")] = one.text("Value") or ""
-        one.text("ResourceId")
-        one.text("ResourceType")
-        one.boolean("PropagateAtLaunch")
-    return tags
-
-
 def _activity(one: Activity, group: Group) -> dict[str, Any]:
     return {
         "ActivityId": one.id,
@@ -381,5 +385,5 @@ def _activity(one: Activity, group: Group) -> dict[str, Any]:
         "StatusCode": one.status,
         "StatusMessage": one.message,
         "Progress": one.progress,
-        "Details": f'{{"Availability Zone":"{group.zone}"}}',
+        "Details": f'{{"Availability Zone":"{one.zone}"}}',
     }

@@ -11,25 +11,28 @@ balancer, so what it sees in one round is always what it did in the round before
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError
+from calve.region import cbor, front, groups, targets
 from calve.region import group as parts
-from calve.region import groups, targets
 from calve.region.access import Call
+from calve.region.alarms import Alarms
 from calve.region.autoscaling import AutoScaling, Lookups
+from calve.region.consoles import Consoles
 from calve.region.ec2 import Ec2, State
+from calve.region.ec2_types import InstanceTypes
 from calve.region.elb import Elb
 from calve.region.group import Group, Rules, World
 from calve.region.message import Request, Response
 from calve.region.names import activity_uuid
-from calve.region.query import Action, Dialect, Params, Service, parse
+from calve.region.query import Action, Dialect, Params, Service
 from calve.region.signature import Refusal
 from calve.region.storage import Storage
 from calve.tasks import Group as Threads
@@ -37,15 +40,12 @@ from calve.tasks import Group as Threads
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from calve.region.api_throttles import ApiThrottles
     from calve.region.balancer import Balancer
     from calve.region.machine import Launch, Machines
+    from calve.region.virtual import Step
 
 __all__ = ["Authenticate", "Cloud"]
-
-BODY_BYTES = 1024 * 1024
-_CREDENTIAL = re.compile(
-    r"AWS4-HMAC-SHA256 Credential=[^/\s,]+/[0-9]{8}/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request,"
-)
 
 Authenticate = Callable[[Request, Call], object]
 """Verifies who asks, and that they may: a request and what it asks for; Refusal where not. `Access.check` is one."""
@@ -65,13 +65,15 @@ class Cloud:
     Args:
         machines: Makes instances; closed by whoever made it, after this.
         balancer: The region's load balancer; likewise.
-        clock: Real time.
+        clock: Real time; or a virtual one, and `still` instead of entering the cloud itself.
         region: The region's name; requests signed for another are refused.
         rules: What governs groups, `launch_parallelism` among them.
         draining: False cuts deregistered targets off at once, which clients will notice.
         authenticate: Verifies signatures and policies; None looks at the credential's scope only.
         poll_s: How often machines and balancer are looked at while nothing is due.
         seed: Names this region's story; see `names`.
+        console_lag_s: GetConsoleOutput shows what a console had said so long ago.
+        throttles: How many requests are taken; None for any number.
         storage: Its snapshots and images, closed by whoever made it; None where images are only added.
     """
 
@@ -87,6 +89,8 @@ class Cloud:
         authenticate: Authenticate | None = None,
         poll_s: float = 0.2,
         seed: str = "region",
+        console_lag_s: float = 0.0,
+        throttles: ApiThrottles | None = None,
         storage: Storage | None = None,
     ) -> None:
         self.region = region
@@ -96,6 +100,7 @@ class Cloud:
         self._rules = rules or Rules()
         self._draining = draining
         self._authenticate = authenticate
+        self._throttles = throttles
         self._poll_s = poll_s
         self._seed = seed
         self._origin = clock.now().timestamp() - clock.monotonic()
@@ -108,12 +113,16 @@ class Cloud:
         self._refused: dict[str, str] = {}
         zone = f"{region}a"
         self.storage = storage or Storage(region, seed=seed)
-        self.ec2 = Ec2(zone, machines.console, self.storage.images.launch, seed)
+        self._consoles = Consoles(machines.console, console_lag_s)
+        self.ec2 = Ec2(zone, self._consoles.show, self.storage.images.launch, seed)
         self.elb = Elb(region, self._is_running, balancer.start)
-        lookups = Lookups(self.ec2.template, self._type_of, self.elb.group)
+        self.alarms = Alarms(region, self._now)
+        states = self.alarms.states
+        lookups = Lookups(self.ec2.template, self._type_of, self.elb.group, states)
         self.autoscaling = AutoScaling(region, zone, lookups)
         self._services: dict[str, _Merged] = {}
-        services: list[Service] = [self.ec2, self.autoscaling, self.elb, *self.storage.services]
+        services: list[Service] = [self.ec2, self.autoscaling, self.elb, self.alarms]
+        services += [InstanceTypes(), *self.storage.services]
         for one in services:
             known = self._services.setdefault(one.dialect.version, _Merged(one.dialect, {}))
             known.actions.update(one.actions)
@@ -122,6 +131,14 @@ class Cloud:
         """Register an image, so that instances can be launched from it."""
         with self._lock:
             self.storage.images.add(image_id, name, self._now())
+
+    def refuse(self, count: int, message: str = "", zone: str | None = None) -> None:
+        """Refuse the next launches for want of capacity, as EC2 words it or as given; 0 takes that back.
+
+        Each is a Failed scaling activity of its group, which tries again.
+        """
+        with self._lock:
+            self.ec2.capacity.refuse(count, message, zone)
 
     def target_lifecycle(self, instance_id: str) -> str | None:
         """Return where an instance's group wants it, as its metadata says; None where it is in no group.
@@ -155,6 +172,21 @@ class Cloud:
             for instance_id in self.ec2.live():
                 self._machines.terminate(instance_id)
 
+    @contextlib.contextmanager
+    def still(self, drive: Callable[[Step], Callable[[], None]]) -> Iterator[Self]:
+        """Use it without a thread of its own, driven by a virtual clock's waits; terminates what it launched.
+
+        Args:
+            drive: The `drive` of the clock that it was made with.
+        """
+        undo = drive(self.round)
+        try:
+            yield self
+        finally:
+            undo()
+            for instance_id in self.ec2.live():
+                self._machines.terminate(instance_id)
+
     def _now(self) -> float:
         """Return the time of day in seconds, which never goes back."""
         return self._origin + self._clock.monotonic()
@@ -169,42 +201,41 @@ class Cloud:
 
     # Requests
 
+    def act(self, action: str, form: Mapping[str, Any]) -> None:
+        """Perform an action of Auto Scaling for a simulated machine, which sends no request; Refusal as it would be."""
+        with self._lock:
+            self.autoscaling.actions[action](Params(form), self._now())
+        self._poke.set()
+
     def handle(self, request: Request) -> Response:
         """Answer one request of any of the three services; thread-safe."""
         with self._lock:
             self._requests += 1
             request_id = activity_uuid(self._seed, "request", self._requests)
-        dialect = self.ec2.dialect
+        dialect = cbor.CLOUDWATCH if cbor.speaks(request) else self.ec2.dialect
         try:
-            body = _body(request)
-            form = parse(body)
-            version, action = form.pop("Version", ""), form.pop("Action", "")
-            service = self._services.get(version if isinstance(version, str) else "")
+            asked = front.read(request)
+            service = self._services.get(asked.version)
             if service is None:
-                raise _unknown(action, version)
+                raise front.unknown(asked.action, asked.version)
             dialect = service.dialect
-            self._check_scope(request, dialect.service)
+            front.check_scope(request, self.region, dialect.service)
+            if self._throttles is not None:
+                self._throttles.check(dialect.service, asked.action, asked.form)
             if self._authenticate is not None:
-                self._authenticate(request, self._call(service, str(action), form, body))
-            return self._perform(service, str(action), form, request_id)
+                self._authenticate(request, self._call(service, asked))
+            return self._perform(service, asked, request_id)
         except Refusal as refusal:
             return dialect.error(refusal, request_id)
         except CalveError as error:
             return dialect.error(Refusal(500, "InternalFailure", error.message), request_id)
 
-    def _perform(
-        self, service: _Merged, action: str, form: Mapping[str, Any], request_id: str
-    ) -> Response:
-        perform = service.actions.get(action)
+    def _perform(self, service: _Merged, asked: front.Asked, request_id: str) -> Response:
+        perform = service.actions.get(asked.action)
         if perform is None:
-            raise _unknown(action, service.dialect.version)
-        params = Params(form, service.dialect.validation)
-        if params.boolean("DryRun"):
-            raise Refusal(
-                412,
-                "DryRunOperation",
-                "Request would have succeeded, but DryRun flag is set.",
-            )
+            raise front.unknown(asked.action, asked.version)
+        params = Params(asked.form, service.dialect.validation)
+        front.check_dry_run(asked=params.boolean("DryRun"))
         if self._threads.cancel.cancelled:
             raise Refusal(
                 500, "InternalFailure", f"The simulated region's driver has failed: {self._failure}"
@@ -212,28 +243,15 @@ class Cloud:
         with self._lock:
             result = perform(params, self._now())
         self._poke.set()
-        return service.dialect.answer(action, result, request_id)
+        return service.dialect.answer(asked.action, result, request_id)
 
-    def _call(self, service: _Merged, action: str, form: Mapping[str, Any], body: bytes) -> Call:
+    def _call(self, service: _Merged, asked: front.Asked) -> Call:
         resource = "*"
         if service.dialect is self.autoscaling.dialect:
             with self._lock:
-                resource = self.autoscaling.resource(action, form)
-        return Call(service.dialect.service, action, resource, hashlib.sha256(body).hexdigest())
-
-    def _check_scope(self, request: Request, service: str) -> None:
-        header = request.headers.get("authorization", "")
-        found = _CREDENTIAL.match(header)
-        if found is None:
-            raise Refusal(
-                403, "MissingAuthenticationToken", "Request is missing Authentication Token"
-            )
-        if found.groups() != (self.region, service):
-            raise Refusal(
-                403,
-                "SignatureDoesNotMatch",
-                f"Credential should be scoped to {self.region}/{service}, not {'/'.join(found.groups())}.",
-            )
+                resource = self.autoscaling.resource(asked.action, asked.form)
+        digest = hashlib.sha256(asked.body).hexdigest()
+        return Call(service.dialect.service, asked.action, resource, digest)
 
     # The driver
 
@@ -265,6 +283,7 @@ class Cloud:
         with self._lock:
             now = self._now()
             self.ec2.observe(running, now)
+            self._consoles.look(running, self.ec2.instances, now)
             wake, doing = self._advance_targets(addresses, checks, now)
             group_wake, launches = self._advance_groups(now)
             endings = [one for one in self.ec2.ending() if running.get(one, True)]
@@ -300,7 +319,9 @@ class Cloud:
         versions = {one.id: (one.default, one.latest) for one in self.ec2.templates.values()}
         for name, group in list(self.autoscaling.groups.items()):
             seen = {one: self._seen(one, group) for one in group.instances}
-            step = groups.advance(group, World(seen, versions), now, self._rules)
+            step = groups.advance(
+                group, World(seen, versions, self.alarms.states), now, self._rules
+            )
             self.autoscaling.groups[name] = step.group
             for instance_id in group.instances.keys() - step.group.instances.keys():
                 self._refused.pop(instance_id, None)
@@ -324,7 +345,7 @@ class Cloud:
         launches = []
         for effect in effects:
             match effect:
-                case parts.Launch(instance_id, spec):
+                case parts.Launch(instance_id, spec, zone):
                     tags = {
                         **group.tags,
                         "aws:autoscaling:groupName": group.name,
@@ -332,7 +353,7 @@ class Cloud:
                         "aws:ec2launchtemplate:version": spec.version,
                     }
                     try:
-                        launches.append(self.ec2.launch(instance_id, spec, tags, now))
+                        launches.append(self.ec2.launch(instance_id, spec, tags, now, zone or None))
                     except Refusal as refusal:
                         self._refused[instance_id] = refusal.message
                 case parts.Register(instance_id, target_group):
@@ -362,20 +383,3 @@ class Cloud:
                 self._balancer.drain(target_id)
             case targets.Remove(target_id):
                 self._balancer.remove(target_id)
-
-
-def _body(request: Request) -> bytes:
-    if request.method != "POST":
-        raise Refusal(405, "MethodNotAllowed", "Only POST is simulated")
-    try:
-        return request.body.read_all(BODY_BYTES)
-    except ValueError as error:
-        raise Refusal(413, "RequestEntityTooLarge", str(error)) from None
-
-
-def _unknown(action: object, version: object) -> Refusal:
-    return Refusal(
-        400,
-        "InvalidAction",
-        f"Could not find operation {action} for version {version} (or it is not simulated)",
-    )

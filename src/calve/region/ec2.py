@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from calve.region.capacity import Capacity
 from calve.region.machine import Launch
 from calve.region.names import ACCOUNT, identifier
 from calve.region.query import EC2, Action, Params, Replays, filters, page, time_of
@@ -67,6 +68,7 @@ class Instance:
     instance_type: str
     launched_at: float
     tags: Mapping[str, str]
+    zone: str
     state: State = State.PENDING
     reason: tuple[str, str] | None = None
     ended_at: float | None = None
@@ -76,8 +78,8 @@ class Ec2:
     """EC2's state and actions.
 
     Args:
-        zone: The availability zone of every instance.
-        console: What an instance's console said.
+        zone: The availability zone of an instance whose launch names none.
+        console: What an instance's console shows at an instant.
         check_image: Notes that an instance of a type is launched from an image; Refusal where it cannot be.
         seed: Names the region's story, so that two regions give different identifiers.
     """
@@ -87,13 +89,14 @@ class Ec2:
     def __init__(
         self,
         zone: str,
-        console: Callable[[str], bytes],
+        console: Callable[[str, float], bytes],
         check_image: Callable[[str, str, float], None],
         seed: str,
     ) -> None:
         self.zone = zone
         self.templates: dict[str, LaunchTemplate] = {}
         self.instances: dict[str, Instance] = {}
+        self.capacity = Capacity()
         self._check_image = check_image
         self._console = console
         self._seed = seed
@@ -135,12 +138,17 @@ class Ec2:
         )
 
     def launch(
-        self, instance_id: str, spec: TemplateSpec, tags: Mapping[str, str], now: float
+        self,
+        instance_id: str,
+        spec: TemplateSpec,
+        tags: Mapping[str, str],
+        now: float,
+        zone: str | None = None,
     ) -> Launch:
         """Note an instance that is about to start, and say what to start.
 
         Raises:
-            Refusal: The template names no image, or one that nothing can be launched from.
+            Refusal: The template names no image, or one that nothing can be launched from; or the capacity lacks.
         """
         data = self.template(spec.id, None).resolve(spec.version).data
         image_id = str(data.get("ImageId", ""))
@@ -150,8 +158,10 @@ class Ec2:
             )
         kind = str(data.get("InstanceType", "t3.nano"))
         self._check_image(image_id, kind, now)
+        place = zone or self.zone
+        self.capacity.take(kind, place)
         self.instances[instance_id] = Instance(
-            instance_id, image_id, kind, now, {**_tags(data), **tags}
+            instance_id, image_id, kind, now, {**_tags(data), **tags}, place
         )
         return Launch(instance_id, image_id, kind, user_data(data))
 
@@ -297,7 +307,7 @@ class Ec2:
             {
                 "reservationId": identifier("r", one.id),
                 "ownerId": ACCOUNT,
-                "instancesSet": [_instance(one, self.zone)],
+                "instancesSet": [_instance(one)],
             }
             for one in shown
         ]
@@ -330,7 +340,7 @@ class Ec2:
         found = self._found([params.need("InstanceId")])
         params.boolean("Latest")
         params.done()
-        output = self._console(found[0].id)[-CONSOLE_BYTES:]
+        output = self._console(found[0].id, now)[-CONSOLE_BYTES:]
         return {
             "instanceId": found[0].id,
             "timestamp": time_of(now),
@@ -403,14 +413,14 @@ def _state(state: State) -> dict[str, Any]:
     return {"code": _CODES[state], "name": state.value}
 
 
-def _instance(one: Instance, zone: str) -> dict[str, Any]:
+def _instance(one: Instance) -> dict[str, Any]:
     return {
         "instanceId": one.id,
         "imageId": one.image_id,
         "instanceState": _state(one.state),
         "instanceType": one.instance_type,
         "launchTime": time_of(one.launched_at),
-        "placement": {"availabilityZone": zone},
+        "placement": {"availabilityZone": one.zone},
         "architecture": "x86_64",
         "stateReason": {"code": one.reason[0], "message": one.reason[1]} if one.reason else None,
         "tagSet": tag_set(one.tags),

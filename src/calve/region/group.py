@@ -46,6 +46,8 @@ class Lifecycle(StrEnum):
     PENDING_WAIT = "Pending:Wait"
     PENDING_PROCEED = "Pending:Proceed"
     IN_SERVICE = "InService"
+    ENTERING_STANDBY = "EnteringStandby"
+    STANDBY = "Standby"
     TERMINATING = "Terminating"
     TERMINATING_WAIT = "Terminating:Wait"
     TERMINATING_PROCEED = "Terminating:Proceed"
@@ -60,8 +62,14 @@ class Lifecycle(StrEnum):
         """Say whether it is on its way out of the group."""
         return self in _LEAVING
 
+    @property
+    def aside(self) -> bool:
+        """Say whether it is no part of the group's capacity for now."""
+        return self in _ASIDE
+
 
 _LAUNCHING = {Lifecycle.PENDING, Lifecycle.PENDING_WAIT, Lifecycle.PENDING_PROCEED}
+_ASIDE = {Lifecycle.ENTERING_STANDBY, Lifecycle.STANDBY}
 _LEAVING = {Lifecycle.TERMINATING, Lifecycle.TERMINATING_WAIT, Lifecycle.TERMINATING_PROCEED}
 
 
@@ -87,7 +95,10 @@ class GroupInstance:
 
     Attributes:
         served: It was in service.
+        sick: It is shown as unhealthy.
+        ailment: Why, where it is to be replaced and was not yet.
         waits: What lifecycle hooks hold it for, while it is in one of the waiting states.
+        protected: From scale-in.
     """
 
     id: str
@@ -100,6 +111,9 @@ class GroupInstance:
     sick: bool = False
     ended: bool = False
     waits: tuple[Wait, ...] = ()
+    zone: str = ""
+    ailment: str = ""
+    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +123,14 @@ class Group:
     Attributes:
         spec: Its launch template, as the client named it.
         checks_elb: Target health counts (health check type ELB).
+        zones: Its availability zones.
+        tags: Those that its instances get too.
+        own_tags: Those that they do not get.
         cause: What a user last asked for; it becomes the cause of the activities that follow from it.
         serial: How many things were named.
+        refused: Zones that had no room a moment ago; the others are tried first.
+        suspended: Its suspended processes, and AWS's words for why.
+        protects: New instances are protected from scale-in.
     """
 
     name: str
@@ -119,13 +139,14 @@ class Group:
     max_size: int
     desired: int
     created_at: float
-    zone: str = ""
+    zones: tuple[str, ...] = ("",)
     target_groups: tuple[str, ...] = ()
     checks_elb: bool = False
     grace_s: float = 0.0
     cooldown_s: float = 300.0
     warmup_s: float | None = None
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    own_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     hooks: Mapping[str, Hook] = field(default_factory=lambda: MappingProxyType({}))
     instances: Mapping[str, GroupInstance] = field(default_factory=lambda: MappingProxyType({}))
     activities: Mapping[str, Activity] = field(default_factory=lambda: MappingProxyType({}))
@@ -135,6 +156,9 @@ class Group:
     deleting: bool = False
     retry_at: float = 0.0
     refusals: int = 0
+    refused: frozenset[str] = frozenset()
+    suspended: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    protects: bool = False
 
     @property
     def refresh(self) -> Refresh | None:
@@ -166,10 +190,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a group sees: its instances, and (default, latest) of each launch template by id."""
+    """What a group sees: its instances, (default, latest) of each launch template by id, alarms' states by name."""
 
     instances: Mapping[str, Seen]
     versions: Mapping[str, tuple[int, int]]
+    alarms: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def resolve(self, spec: TemplateSpec) -> TemplateSpec:
         """Replace `$Default` and `$Latest` by the number of now."""
@@ -181,10 +206,11 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start an instance from a numbered version."""
+    """Start an instance from a numbered version, in a zone; "" for the region's only one."""
 
     instance_id: str
     spec: TemplateSpec
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,25 @@
 """Auto Scaling groups as pure machines: `advance(group, world, now)` gives the group, effects and when to look again.
 
-Source: Amazon EC2 Auto Scaling User Guide, "Amazon EC2 Auto Scaling instance lifecycle", "How lifecycle hooks work",
-"Health checks", "Verify a scaling activity" (the texts of causes). No clock, thread or network: effects are data that
-`cloud`, or a test with a virtual clock, performs.
+Source: Amazon EC2 Auto Scaling User Guide, "Health checks", "Suspend and resume Amazon EC2 Auto Scaling processes",
+"Instance distribution", "Verify a scaling activity" (the texts of causes). No clock, thread or network: effects are data
+that `cloud`, or a test with a virtual clock, performs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calve.region import hooks
-from calve.region import refresh as refreshes
-from calve.region.activities import Ledger
 from calve.region.ec2 import State
-from calve.region.group import (
-    Deregister,
-    Effect,
-    Group,
-    GroupInstance,
-    Launch,
-    Lifecycle,
-    Register,
-    Rules,
-    Seen,
-    Step,
-    Terminate,
-    World,
-)
-from calve.region.hooks import Result, Transition, Wait
-from calve.region.names import activity_uuid, identifier, stamp
-from calve.region.refresh import Member, Refresh, Status
+from calve.region.group import Group, GroupInstance, Lifecycle, Rules, Seen, Step, World
+from calve.region.group_draft import Draft
+from calve.region.group_spread import choose, surplus
+from calve.region.hooks import Result
+from calve.region.names import stamp
+from calve.region.refresh import Refresh, Status
+from calve.region.refresh_steps import Member, decide
 
 if TYPE_CHECKING:
     from calve.region.templates import TemplateSpec
@@ -44,223 +33,176 @@ _CALM = {"healthy", "initial", None}
 _OFF = {State.STOPPED, State.SHUTTING_DOWN, State.TERMINATED}
 _EC2_SICK = "an EC2 health check indicating it has been terminated or stopped"
 _ELB_SICK = "an ELB system health check failure"
-_LAUNCH_FAILED = "a launch failure"
 _REFRESH = "an instance refresh"
 
 
 def advance(group: Group, world: World, now: float, rules: Rules) -> Step:
     """Bring a group on; after effects, look again at once."""
-    draft = _Draft(group, world, now)
+    look = _Look(group, world, now)
+    seen_of = world.instances.get
     for instance in group.instances.values():
-        seen = world.instances.get(instance.id, _GONE)
-        if not (
-            instance.lifecycle is _IN_SERVICE and seen.state is _RUNNING and seen.target in _CALM
+        seen = seen_of(instance.id, _GONE)
+        if (
+            instance.lifecycle is not _IN_SERVICE
+            or instance.sick
+            or seen.state is not _RUNNING
+            or seen.target not in _CALM
         ):
-            draft.settle(instance, seen)
-    refresh = draft.group.refresh
-    if refresh is not None and not group.deleting:
-        draft.follow(refresh, rules)
-    if draft.group.refresh is None or group.deleting:
-        draft.reconcile()
-    done = draft.finish(rules)
-    wake_at = now if draft.effects or done != group else draft.wake_at(rules)
-    return Step(done, tuple(draft.effects), wake_at)
+            look.settle(instance, seen)
+    refresh = look.draft.group.refresh
+    if refresh is not None and not group.deleting and "InstanceRefresh" not in group.suspended:
+        look.follow(refresh, rules)
+        refresh = look.draft.group.refresh
+    if refresh is None or group.deleting:
+        look.reconcile(group.spec)
+    elif refresh.status is Status.BAKING:
+        look.reconcile(refresh.spec or group.spec)
+    done = look.draft.finish(rules)
+    effects = look.draft.effects
+    changed = effects or (done is not group and done != group)
+    return Step(done, tuple(effects), now if changed else look.wake_at(rules))
 
 
-class _Draft:
-    """A group being brought on; frozen again by `finish`."""
+class _Look:
+    """A look at a group, and what is decided from it."""
 
     def __init__(self, group: Group, world: World, now: float) -> None:
-        self.group = group
-        self.effects: list[Effect] = []
+        self.draft = Draft(group, now)
         self._world = world
         self._now = now
-        self._instances = dict(group.instances)
-        self._serial = group.serial
-        self._ledger = Ledger(group.activities, self._uuid, now)
         self._checked = group.checks_elb and bool(group.target_groups)
+        self._suspended = {} if group.deleting else group.suspended
+
+    def _runs(self, *processes: str) -> bool:
+        return not any(one in self._suspended for one in processes)
 
     # Instances
 
     def settle(self, instance: GroupInstance, seen: Seen) -> None:
         """Take in what was seen of an instance."""
+        draft = self.draft
         if seen.error is not None:
-            self._refused(instance, seen.error)
-        elif instance.lifecycle.leaving:
-            self._leave(instance, seen)
-        elif instance.lifecycle is Lifecycle.PENDING_WAIT:
-            self._held(instance)
-        elif instance.lifecycle is Lifecycle.PENDING_PROCEED:
-            self._enter(instance)
-        elif seen.state in _OFF:
-            self._retire(instance, _EC2_SICK, sick=True)
-        elif instance.lifecycle is Lifecycle.PENDING:
-            if seen.state is _RUNNING:
-                self._arrive(instance)
-        elif self._fails_elb(instance, seen):
-            self._retire(instance, _ELB_SICK, sick=True)
-
-    def _fails_elb(self, instance: GroupInstance, seen: Seen) -> bool:
-        graced = self._now < instance.in_service_at + self.group.grace_s
-        return self.group.checks_elb and seen.target == "unhealthy" and not graced
-
-    def _arrive(self, instance: GroupInstance) -> None:
-        """Let it in, or let the hooks hold it; while they do, nobody looks at its health."""
-        waits = self._waits(Transition.LAUNCHING)
-        if waits:
-            self._hold(instance, Lifecycle.PENDING_WAIT, waits)
-        else:
-            self._enter(instance)
+            draft.refused(instance, seen.error)
+            return
+        match instance.lifecycle:
+            case Lifecycle.ENTERING_STANDBY:
+                draft.step_aside(instance, seen.target)
+            case Lifecycle.STANDBY:
+                pass
+            case Lifecycle.PENDING_WAIT:
+                self._held(instance)
+            case Lifecycle.PENDING_PROCEED:
+                draft.enter(instance)
+            case Lifecycle.PENDING:
+                if seen.state in _OFF:
+                    draft.retire(instance, _EC2_SICK, sick=True)
+                elif seen.state is _RUNNING:
+                    draft.arrive(instance)
+            case Lifecycle.IN_SERVICE:
+                self._examine(instance, seen)
+            case _:
+                draft.leave(instance, seen.target, off=seen.state is State.TERMINATED)
 
     def _held(self, instance: GroupInstance) -> None:
         outcome = hooks.outcome(instance.waits, self._now)
         if outcome is None:
             return
         if outcome.result is Result.ABANDON:
-            description = (
-                f"Launching a new EC2 instance: {instance.id}.  Status Reason: {outcome.reason}"
-            )
-            self._ledger.describe(instance.activity, description)
-            self._retire(instance, _LAUNCH_FAILED, outcome.reason)
+            self.draft.abandon(instance, outcome.reason or "")
         else:
-            self._instances[instance.id] = replace(
-                instance, lifecycle=Lifecycle.PENDING_PROCEED, waits=()
-            )
-            self._ledger.update(instance.activity, "PreInService", 80)
+            self.draft.proceed(instance)
 
-    def _waits(self, transition: Transition) -> tuple[Wait, ...]:
-        return hooks.begin(self.group.hooks.values(), transition, self._uuid, self._now)
-
-    def _hold(self, instance: GroupInstance, lifecycle: Lifecycle, waits: tuple[Wait, ...]) -> None:
-        self._instances[instance.id] = replace(instance, lifecycle=lifecycle, waits=waits)
-        self._ledger.update(instance.activity, "MidLifecycleAction", 60)
-
-    def _enter(self, instance: GroupInstance) -> None:
-        self._instances[instance.id] = replace(
-            instance, lifecycle=_IN_SERVICE, in_service_at=self._now, served=True
-        )
-        self._ledger.close(instance.activity, "Successful")
-        self.group = replace(self.group, refusals=0)
-        for target_group in self.group.target_groups:
-            self.effects.append(Register(instance.id, target_group))
-
-    def _refused(self, instance: GroupInstance, error: str) -> None:
-        del self._instances[instance.id]
-        self._ledger.describe(
-            instance.activity,
-            f"Launching a new EC2 instance.  Status Reason: {error}. Launching EC2 instance failed.",
-        )
-        self._ledger.close(instance.activity, "Failed", f"{error}. Launching EC2 instance failed.")
-        refusals = min(self.group.refusals + 1, 7)
-        self.group = replace(self.group, refusals=refusals, retry_at=-1.0)
-
-    def _leave(self, instance: GroupInstance, seen: Seen) -> None:
-        """Bring a departure on: out of the target groups, through the hooks, off, gone."""
-        if seen.target is not None or hooks.outcome(instance.waits, self._now) is None:
+    def _examine(self, instance: GroupInstance, seen: Seen) -> None:
+        """Find out whether it is ill; replace it if it is, or where that is suspended, mark it."""
+        ailment = instance.ailment
+        if not ailment and self._runs("HealthCheck"):
+            if seen.state in _OFF:
+                ailment = _EC2_SICK
+            elif self._fails_elb(instance, seen):
+                ailment = _ELB_SICK
+        if not ailment:
             return
-        if instance.lifecycle is Lifecycle.TERMINATING_WAIT:
-            proceeds = replace(instance, lifecycle=Lifecycle.TERMINATING_PROCEED, waits=())
-            self._instances[instance.id] = proceeds
-        elif not instance.ended:
-            # Only what was in service is held: what AWS does of the others, it does not document.
-            first = instance.served and instance.lifecycle is Lifecycle.TERMINATING
-            waits = self._waits(Transition.TERMINATING) if first else ()
-            self._ledger.describe(instance.activity, f"Terminating EC2 instance: {instance.id}")
-            if waits:
-                self._hold(instance, Lifecycle.TERMINATING_WAIT, waits)
-                return
-            self._instances[instance.id] = replace(instance, ended=True)
-            self._ledger.update(instance.activity, "InProgress", 50)
-            self.effects.append(Terminate(instance.id))
-        elif seen.state is State.TERMINATED:
-            del self._instances[instance.id]
-            self._ledger.close(instance.activity, "Successful")
+        if self._runs("ReplaceUnhealthy", "Terminate"):
+            self.draft.retire(instance, ailment, sick=True)
+        elif not instance.ailment:
+            self.draft.put(replace(instance, sick=True, ailment=ailment))
 
-    def _retire(
-        self,
-        instance: GroupInstance,
-        reason: str,
-        message: str | None = None,
-        *,
-        sick: bool = False,
-    ) -> None:
-        cause = (
-            f"At {stamp(self._now)} an instance was taken out of service in response to {reason}."
-        )
-        self._terminating(instance, cause, message, sick=sick)
-
-    def _terminating(
-        self, instance: GroupInstance, cause: str, message: str | None = None, *, sick: bool = False
-    ) -> None:
-        """Begin a departure; `message` is what is said of a launch that it ends."""
-        if instance.lifecycle.launching:
-            self._ledger.close(instance.activity, "Cancelled", message)
-        drains = bool(self.group.target_groups) and instance.lifecycle is _IN_SERVICE
-        description = f"Terminating EC2 instance: {instance.id}"
-        if drains:
-            description += " - Waiting For ELB Connection Draining."
-        activity = self._ledger.open(
-            description, cause, "WaitingForELBConnectionDraining" if drains else "InProgress"
-        )
-        self._instances[instance.id] = replace(
-            instance, lifecycle=Lifecycle.TERMINATING, sick=sick, activity=activity, waits=()
-        )
-        for target_group in self.group.target_groups if drains else ():
-            self.effects.append(Deregister(instance.id, target_group))
-
-    def _launch(self, spec: TemplateSpec, cause: str) -> None:
-        instance_id = identifier("i", self.group.name, self.group.created_at, self._next())
-        numbered = self._world.resolve(spec)
-        activity = self._ledger.open(
-            f"Launching a new EC2 instance: {instance_id}", cause, "PreInService"
-        )
-        self._instances[instance_id] = GroupInstance(instance_id, numbered, self._now, activity)
-        self.effects.append(Launch(instance_id, numbered))
+    def _fails_elb(self, instance: GroupInstance, seen: Seen) -> bool:
+        group = self.draft.group
+        graced = self._now < instance.in_service_at + group.grace_s
+        return group.checks_elb and seen.target == "unhealthy" and not graced
 
     # Capacity
 
-    def _staying(self) -> list[GroupInstance]:
-        return [one for one in self._instances.values() if not one.lifecycle.leaving]
-
-    def reconcile(self) -> None:
-        """Launch what is missing, retire what is too many."""
-        group, staying = self.group, self._staying()
+    def reconcile(self, spec: TemplateSpec) -> None:
+        """Launch what is missing, from `spec`; retire what is too many."""
+        group = self.draft.group
+        staying = [
+            one
+            for one in self.draft.instances.values()
+            if not one.lifecycle.leaving and (group.deleting or not one.lifecycle.aside)
+        ]
         wanted = 0 if group.deleting else group.desired
         count = len(staying)
-        asked = f"At {stamp(self._now)} {group.cause}.  " if group.cause else ""
         if count < wanted and self._may_launch():
-            sick = any(one.sick for one in self._instances.values())
-            for _ in range(wanted - count):
-                if sick and not asked:
-                    cause = (
-                        f"At {stamp(self._now)} an instance was launched in response to an "
-                        "unhealthy instance needing to be replaced."
-                    )
-                else:
-                    cause = (
-                        f"{asked}At {stamp(self._now)} an instance was started in response to a difference "
-                        f"between desired and actual capacity, increasing the capacity from {count} to {wanted}."
-                    )
-                self._launch(group.spec, cause)
-            self.group = replace(self.group, cause="")
-        elif count > wanted:
-            for one in sorted(staying, key=self._dispensable)[: count - wanted]:
-                cause = (
-                    f"{asked}At {stamp(self._now)} an instance was taken out of service in response to a "
-                    f"difference between desired and actual capacity, shrinking the capacity from {count} "
-                    f"to {wanted}.  At {stamp(self._now)} instance {one.id} was selected for termination."
-                )
-                self._terminating(one, cause)
-            self.group = replace(self.group, cause="")
+            self._launch_missing(spec, staying, wanted)
+        elif count > wanted and self._runs("Terminate"):
+            self._retire_surplus(staying, wanted)
+
+    def _asked(self) -> str:
+        cause = self.draft.group.cause
+        return f"At {stamp(self._now)} {cause}.  " if cause else ""
+
+    def _launch_missing(
+        self, spec: TemplateSpec, staying: list[GroupInstance], wanted: int
+    ) -> None:
+        asked, count = self._asked(), len(staying)
+        sick = any(one.sick for one in self.draft.instances.values())
+        if sick and not asked:
+            cause = (
+                f"At {stamp(self._now)} an instance was launched in response to an "
+                "unhealthy instance needing to be replaced."
+            )
+        else:
+            cause = (
+                f"{asked}At {stamp(self._now)} an instance was started in response to a difference "
+                f"between desired and actual capacity, increasing the capacity from {count} to {wanted}."
+            )
+        self._launch(spec, cause, wanted - count, staying)
+        self.draft.group = replace(self.draft.group, cause="")
+
+    def _launch(
+        self, spec: TemplateSpec, cause: str, count: int, beside: list[GroupInstance]
+    ) -> None:
+        """Launch so many, spread over the zones with those there are."""
+        group, numbered = self.draft.group, self._world.resolve(spec)
+        there = Counter(one.zone for one in beside) if len(group.zones) > 1 else Counter()
+        for zone in choose(group.zones, there, count, group.refused):
+            self.draft.launch(numbered, cause, zone)
+
+    def _retire_surplus(self, staying: list[GroupInstance], wanted: int) -> None:
+        group, asked, count = self.draft.group, self._asked(), len(staying)
+        free = [one for one in staying if group.deleting or not one.protected]
+        ranked = sorted(free, key=self._dispensable)
+        leaving = surplus([(one.zone, self._serves(one), one) for one in ranked], count - wanted)
+        for one in leaving:
+            cause = (
+                f"{asked}At {stamp(self._now)} an instance was taken out of service in response to a "
+                f"difference between desired and actual capacity, shrinking the capacity from {count} "
+                f"to {wanted}.  At {stamp(self._now)} instance {one.id} was selected for termination."
+            )
+            self.draft.dismiss(one, cause)
+        if leaving:
+            self.draft.group = replace(self.draft.group, cause="")
 
     def _may_launch(self) -> bool:
-        return 0.0 <= self.group.retry_at <= self._now
+        return 0.0 <= self.draft.group.retry_at <= self._now and self._runs("Launch")
 
     def _dispensable(self, one: GroupInstance) -> tuple[bool, int, float, str]:
         """Order for scale-in: not healthy first, then the oldest template version, then the oldest instance.
 
-        AWS's default policy begins with the oldest version; that a machine which does not serve goes first is
-        this simulation's, so that scaling in after a cancelled refresh costs no capacity.
+        AWS's default policy begins with the zone that has most, then the oldest version; that a machine which does
+        not serve goes first is this simulation's, so that scaling in after a cancelled refresh costs no capacity.
         """
         return (
             self._serves(one),
@@ -275,6 +217,7 @@ class _Draft:
         return (
             one.lifecycle is _IN_SERVICE
             and seen.state is _RUNNING
+            and not one.sick
             and (not self._checked or seen.target == "healthy")
         )
 
@@ -282,80 +225,76 @@ class _Draft:
 
     def follow(self, refresh: Refresh, rules: Rules) -> None:
         """Ask the refresh what it wants, and do it."""
-        spec = self._world.resolve(refresh.spec or self.group.spec)
-        decision = refreshes.decide(
+        draft = self.draft
+        wanted = None if refresh.rolls_back else refresh.spec
+        spec = self._world.resolve(wanted or draft.group.spec)
+        instances = draft.instances.values()
+        decision = decide(
             refresh,
-            [self._member(one, refresh, spec) for one in self._staying()],
-            desired=self.group.desired,
-            leaving=frozenset(one.id for one in self._instances.values() if one.lifecycle.leaving),
+            [self._member(one, refresh, spec) for one in instances if not one.lifecycle.leaving],
+            desired=draft.group.desired,
+            leaving=frozenset(one.id for one in instances if one.lifecycle.leaving),
             now=self._now,
             parallelism=rules.launch_parallelism,
             give_up_s=rules.give_up_s,
+            alarms=self._world.alarms,
         )
-        for instance_id in decision.retire:
-            self._retire(self._instances[instance_id], _REFRESH)
-        if self._may_launch():
+        if self._runs("Terminate"):
+            for instance_id in decision.retire:
+                draft.retire(draft.instances[instance_id], _REFRESH)
+        if decision.launch and self._may_launch():
             cause = f"At {stamp(self._now)} an instance was launched in response to {_REFRESH}."
-            for _ in range(decision.launch):
-                self._launch(spec, cause)
-        after = decision.refresh
-        keeps = (*self.group.refreshes[:-1], after)
-        group_spec = self.group.spec
+            beside = [
+                one
+                for one in draft.instances.values()
+                if one.spec == spec and not one.lifecycle.leaving
+            ]
+            self._launch(spec, cause, decision.launch, beside)
+        self._keep(refresh, decision.refresh)
+
+    def _keep(self, before: Refresh, after: Refresh) -> None:
+        group = self.draft.group
         if after.status is Status.SUCCESSFUL and after.spec is not None:
-            group_spec = after.spec
-        self.group = replace(self.group, refreshes=keeps, spec=group_spec)
+            group = replace(group, spec=after.spec)
+        if after is not before and after != before:
+            group = replace(group, refreshes=(*group.refreshes[:-1], after))
+        self.draft.group = group
 
     def _warm_at(self, one: GroupInstance, refresh: Refresh) -> float:
         if one.launched_at < refresh.started_at:
             return 0.0
-        return one.in_service_at + _warmup_s(self.group, refresh)
+        return one.in_service_at + _warmup_s(self.draft.group, refresh)
 
     def _member(self, one: GroupInstance, refresh: Refresh, spec: TemplateSpec) -> Member:
         pending = one.lifecycle.launching
         serves = self._serves(one)
+        warm = self._now >= self._warm_at(one, refresh)
         return Member(
             one.id,
             one.launched_at,
             matches=one.spec == spec,
             pending=pending,
-            healthy=serves and self._now >= self._warm_at(one, refresh),
+            healthy=serves and warm,
             booting=pending or (self._checked and not serves),
+            warming=serves and not warm,
+            standby=one.lifecycle.aside,
+            protected=one.protected,
         )
-
-    # The end
-
-    def _next(self) -> int:
-        self._serial += 1
-        return self._serial
-
-    def _uuid(self) -> str:
-        return activity_uuid(self.group.name, self.group.created_at, self._next())
-
-    def finish(self, rules: Rules) -> Group:
-        """Freeze."""
-        group = self.group
-        if group.retry_at < 0:
-            group = replace(group, retry_at=self._now + rules.retry_s * 2.0 ** (group.refusals - 1))
-        self.group = replace(
-            group,
-            instances=self._instances,
-            activities=self._ledger.kept(),
-            serial=self._serial,
-        )
-        return self.group
 
     def wake_at(self, rules: Rules) -> float | None:
         """Return the earliest instant at which time alone changes something."""
-        times = [self.group.retry_at]
-        refresh = self.group.refresh
+        group = self.draft.group
+        times = [group.retry_at]
+        refresh = group.refresh
         if refresh is not None:
-            times.append(refresh.progress_at + rules.give_up_s)
-        for one in self._instances.values():
-            times += [wait.ends_at for wait in one.waits]
-            if one.lifecycle is not Lifecycle.IN_SERVICE:
+            times += [refresh.progress_at + rules.give_up_s, refresh.until or 0.0]
+        for one in group.instances.values():
+            if one.waits:
+                times += [wait.ends_at for wait in one.waits]
+            if one.lifecycle is not _IN_SERVICE:
                 continue
-            if self.group.checks_elb:
-                times.append(one.in_service_at + self.group.grace_s)
+            if group.checks_elb:
+                times.append(one.in_service_at + group.grace_s)
             if refresh is not None:
                 times.append(self._warm_at(one, refresh))
         return min((time for time in times if time > self._now), default=None)

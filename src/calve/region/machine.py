@@ -42,7 +42,7 @@ class Machines(Protocol):
         """Say whether it is on: True once `launch` has returned, False once it powered off or is unknown."""
 
     def console(self, instance_id: str) -> bytes:
-        """Return what its console said (the last 64 KiB suffice); kept after its end."""
+        """Return all that its console said; kept after its end."""
 
     def terminate(self, instance_id: str) -> None:
         """End it, and return once it is off; nothing happens where it is off already, or unknown.

@@ -1,4 +1,4 @@
-"""Request quotas: token buckets per snapshot and per account, and how many snapshots may be pending.
+"""EBS's request quotas: token buckets per snapshot and per account, and how many snapshots may be pending.
 
 Source: "Amazon EBS endpoints and quotas" (AWS General Reference) for the figures; "Error retries" (EBS User Guide)
 for the errors: a snapshot's own limit and the account's for blocks are RequestThrottledException with a Reason, the
@@ -16,7 +16,7 @@ from calve.region.signature import Refusal
 if TYPE_CHECKING:
     from calve.clock import Clock
 
-__all__ = ["Limits", "Throttles", "throttled"]
+__all__ = ["Bucket", "Limits", "Throttles", "throttled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,17 @@ class Limits:
 
 
 @dataclass(slots=True)
-class _Bucket:
-    """Tokens that grow with time; one second's worth at the most."""
+class Bucket:
+    """Tokens that grow with time, up to `most`."""
 
     per_s: float
+    most: float
     tokens: float
     at_s: float
 
     def take(self, now_s: float) -> bool:
-        most = max(1.0, self.per_s)
-        self.tokens = min(most, self.tokens + (now_s - self.at_s) * self.per_s)
+        """Take a token; say whether there was one."""
+        self.tokens = min(self.most, self.tokens + (now_s - self.at_s) * self.per_s)
         self.at_s = now_s
         if self.tokens < 1:
             return False
@@ -74,7 +75,7 @@ class Throttles:
         self.limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def check(self, action: str, snapshot_id: str = "") -> None:
         """Take one request into account.
@@ -119,7 +120,8 @@ class Throttles:
             key = (action, snapshot_id)
             bucket = self._buckets.get(key)
             if bucket is None:
-                bucket = self._buckets[key] = _Bucket(per_s, max(1.0, per_s), now_s)
+                most = max(1.0, per_s)
+                bucket = self._buckets[key] = Bucket(per_s, most, most, now_s)
             return bucket.take(now_s)
 
 

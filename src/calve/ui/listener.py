@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
 from calve.clock import SYSTEM, Clock
-from calve.progress import Event, Note, Step
+from calve.progress import Event, Fact, Note, Step
 from calve.ui.meter import Meter, amount, pace
 from calve.ui.terminal import console, live
 from calve.ui.text import one_line, sanitize
@@ -47,6 +47,8 @@ class Listener(ABC):
             match event:
                 case Note():
                     self._note(event)
+                case Fact():
+                    self._fact(event)
                 case Step():
                     now_s = self._clock.monotonic()
                     meter = self._meters.setdefault(event.name, Meter())
@@ -57,6 +59,11 @@ class Listener(ABC):
     @abstractmethod
     def _note(self, note: Note) -> None:
         """Show a sentence."""
+
+    def _fact(self, fact: Fact) -> None:
+        """Show what happened: to people, its sentence."""
+        if fact.text:
+            self._note(Note(fact.text))
 
     @abstractmethod
     def _step(self, step: Step, meter: Meter, now_s: float) -> None:
@@ -112,12 +119,15 @@ class Plain(_Paced):
 
 
 class Lines(_Paced):
-    """A JSON object a line, for programs: {"event": "step", …} or {"event": "note", …}."""
+    """A JSON object a line, for programs: {"event": "step", …}, {"event": "note", …} or a fact's own."""
 
     pause_s = _LINES_S
 
     def _note(self, note: Note) -> None:
         self._write(json.dumps({"event": "note", "text": note.text}))
+
+    def _fact(self, fact: Fact) -> None:
+        self._write(json.dumps({"event": fact.kind, **fact.fields}))
 
     def _line(self, step: Step, meter: Meter) -> str:  # noqa: ARG002
         row = {"name": step.name, "done": step.done, "total": step.total, "unit": step.unit}

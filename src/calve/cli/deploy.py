@@ -1,0 +1,127 @@
+"""`calve deploy`: build, plan, ask, push, write the release, roll it out, watch, and take it back where it is bad."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calve.cli import common, diff, fleet_options, plan, rolling
+from calve.cli.session import Session
+from calve.errors import UsageError
+
+if TYPE_CHECKING:
+    from calve.cli.fleet_options import Opened
+    from calve.fleet.plan import Plan
+    from calve.nix.storepath import StorePath
+    from calve.progress import Progress
+    from calve.rollout.start import Closure
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    fleet_options.add_fleet(parser)
+    parser.add_argument(
+        "--system",
+        metavar="SYSTEM",
+        help="a store path, a link to one, a Nix file or a flake attribute (default: the fleet file's)",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="AMI",
+        help="what machines boot from now on (default: what they boot already)",
+    )
+    rolling.add_rollout(parser)
+    common.add_store(parser)
+    common.add_jobs(parser)
+    common.add_dry_run(parser)
+    common.add_json(parser)
+    parser.set_defaults(cache=None)
+
+
+def run(options: argparse.Namespace, session: Session) -> int:
+    """Deploy."""
+    with (
+        fleet_options.open_fleet(session, options) as opened,
+        common.listen(session, options) as progress,
+    ):
+        there = rolling.rules_of(options, opened)
+        _check_delivery(there)
+        system = plan.system_of(options, session, there.config, there.fleet, progress)
+        found = _plan(options, session, there, system)
+        if options.dry_run or not found.changes:
+            _show(options, session, found)
+            return 0
+        if not options.yes:
+            plan.show(session, found, out=session.err)
+            rolling.confirm(session, f"roll release {found.number} out on {there.fleet.group}?")
+        closure = _push(options, session, there, system, progress)
+        return rolling.put(options, session, there, progress, closure)
+
+
+def _check_delivery(there: Opened) -> None:
+    from calve.fleet.config import Delivery
+
+    if there.fleet.delivery not in {Delivery.INITRD, Delivery.IMAGE}:
+        raise UsageError(
+            f"fleet.{there.fleet.name}.delivery: {there.fleet.delivery.value} cannot be deployed yet",
+            place=there.config.path,
+            hint="initrd and image can",
+        )
+
+
+def _plan(options: argparse.Namespace, session: Session, there: Opened, system: StorePath) -> Plan:
+    from calve.fleet.plan import plan as planned
+
+    group = there.gateways.scaling.group(there.fleet.group)
+    with diff.Closures(options, session) as closures:
+        number, running = plan.live(closures.objects, there.fleet.name)
+        return planned(
+            there.fleet,
+            plan.manifest_of(closures, system, running),
+            number=number,
+            live=running,
+            machines=group.desired,
+            boot_s=None,
+            warm_up_s=float(there.fleet.rollout.warmup_s),
+        )
+
+
+def _show(options: argparse.Namespace, session: Session, found: Plan) -> None:
+    if options.json:
+        session.document(found.document())
+    else:
+        plan.show(session, found)
+
+
+def _push(
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    system: StorePath,
+    progress: Progress,
+) -> Closure:
+    """Push the closure; return what is to be run."""
+    from calve.cache.push import push
+    from calve.fleet import keys
+    from calve.nix.store import LocalStore
+    from calve.rollout.start import Closure
+
+    if there.cache.key is None:
+        raise UsageError(
+            "no signing key", place=there.config.path, hint="cache.key says where it is"
+        )
+    key = keys.read(there.cache.key, cancel=session.cancel)
+    with LocalStore(options.store or Path("/")) as store:
+        pushed = push(
+            store,
+            [system],
+            there.gateways.objects,
+            key,
+            jobs=options.jobs,
+            progress=progress,
+            cancel=session.cancel,
+        )
+    return Closure(str(system), pushed.manifests[system], (key.name,), image=options.image)

@@ -1,0 +1,103 @@
+"""`calve rollback`: take back the release that is being rolled out, or put the closure of an earlier one on the fleet."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from calve.cli import common, fleet_options, rolling
+from calve.cli.session import Session
+from calve.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from calve.cli.fleet_options import Opened
+    from calve.fleet.release import Release
+    from calve.progress import Progress
+
+__all__ = ["arguments", "run"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    fleet_options.add_fleet(parser)
+    parser.add_argument(
+        "--to",
+        type=common.between(1, 99_999_999),
+        metavar="NUMBER",
+        help="the release whose closure comes back, as a new release (default: the one before the live one)",
+    )
+    rolling.add_rollout(parser)
+    common.add_dry_run(parser)
+    common.add_json(parser)
+
+
+def run(options: argparse.Namespace, session: Session) -> int:
+    """Roll back."""
+    from calve.rollout.start import Closure
+
+    with (
+        fleet_options.open_fleet(session, options) as opened,
+        common.listen(session, options) as progress,
+    ):
+        there = rolling.rules_of(options, opened)
+        active = there.gateways.refreshes.newest(there.fleet.group)
+        if options.to is None and active and active[0].can_roll_back:
+            return _take_back(options, session, there, progress)
+        target = _target(options, there)
+        if options.dry_run:
+            session.prose(f"would release {target.system} of release {target.number} again")
+            return 0
+        if not options.yes:
+            rolling.confirm(session, f"put {target.system} of release {target.number} on again?")
+        closure = Closure(target.system, target.manifest, target.keys, repeats=target.number)
+        return rolling.put(options, session, there, progress, closure)
+
+
+def _take_back(
+    options: argparse.Namespace, session: Session, there: Opened, progress: Progress
+) -> int:
+    """Give the reason and watch: the rollout's next round calls the rollback."""
+    from calve.clock import SYSTEM
+    from calve.fleet import ends
+    from calve.fleet.verdict import Reason
+
+    release = rolling.under_way(there)
+    if options.dry_run:
+        session.prose(f"would roll release {release.number} back")
+        return 0
+    if not options.yes:
+        rolling.confirm(session, f"roll release {release.number} back?")
+    reason = Reason("operator", "an operator called the rollback", (), "operator", SYSTEM.now())
+    ends.write_reason(there.gateways.objects, release.fleet, release.number, reason)
+    rollout = rolling.taken_up(options, session, there, progress, release)
+    verdict = rollout.run(detach=options.detach)
+    code = rolling.finish(options, session, release, verdict)
+    # What was asked for has come about: that is no failure here.
+    return 0 if code == 9 else code
+
+
+def _target(options: argparse.Namespace, there: Opened) -> Release:
+    from calve.fleet import history
+    from calve.fleet import release as releases
+    from calve.fleet.verdict import Outcome
+
+    objects, fleet = there.gateways.objects, there.fleet.name
+    live = history.live(objects, fleet)
+    if options.to is not None:
+        found = releases.read(objects, fleet, options.to)
+        if live is not None and found.manifest == live.manifest:
+            raise UsageError(f"release {live.number}, which is live, has that closure already")
+        return found
+    released = [
+        one.release
+        for one in history.recent(objects, fleet)
+        if one.verdict is not None and one.verdict.outcome is Outcome.RELEASED
+    ]
+    for one in released[1:]:
+        if live is not None and one.manifest != live.manifest:
+            return one
+    raise NotFoundError(
+        "no earlier release went well",
+        place=fleet,
+        hint="calve history shows all; --to NUMBER names one",
+    )

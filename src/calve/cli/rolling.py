@@ -1,0 +1,220 @@
+"""What `deploy`, `rollback`, `attach`, `watch` and `cancel` share: a rollout is run, and what came of it is said."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calve.cli import common
+from calve.cli.fleet_options import Opened
+from calve.cli.session import Session
+from calve.errors import CalveError, CancelledError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from calve.fleet.release import Release
+    from calve.fleet.verdict import Verdict
+    from calve.progress import Progress
+    from calve.rollout.run import Rollout
+    from calve.rollout.start import Closure
+
+__all__ = ["add_rollout", "confirm", "finish", "put", "taken_up", "under_way"]
+
+
+def add_rollout(parser: argparse.ArgumentParser) -> None:
+    """Declare how a rollout goes about it."""
+    from calve.fleet.config import Strategy
+
+    parser.add_argument(
+        "--strategy",
+        type=Strategy,
+        choices=list(Strategy),
+        help="rolling, or canary: one machine first, and a pause (default: the fleet file's)",
+    )
+    for name, least, most, text in (
+        ("--min-healthy", 0, 100, "percent of the group that must be healthy at any time"),
+        ("--max-healthy", 100, 200, "percent of the group that there may be at any time"),
+    ):
+        parser.add_argument(
+            name,
+            type=common.between(least, most),
+            metavar="PERCENT",
+            help=f"{text} (default: the fleet file's)",
+        )
+    parser.add_argument(
+        "--bake",
+        type=common.duration,
+        metavar="TIME",
+        help="how long all must stay well at the end, such as 2m (default: the fleet file's)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=common.duration,
+        metavar="TIME",
+        help="roll back what is not done after so long, such as 30m (default: as long as AWS lets it)",
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="return once the refresh has started; calve guard, or calve attach, has to watch it then",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def rules_of(options: argparse.Namespace, there: Opened) -> Opened:
+    """Return the fleet with what the command line says otherwise; UsageError where the two do not go together."""
+    rollout = there.fleet.rollout
+    given = {
+        "strategy": options.strategy,
+        "min_healthy_percent": options.min_healthy,
+        "max_healthy_percent": options.max_healthy,
+        "bake_s": options.bake,
+    }
+    rollout = replace(
+        rollout, **{name: value for name, value in given.items() if value is not None}
+    )
+    if rollout.max_healthy_percent - rollout.min_healthy_percent > 100:
+        raise UsageError("--max-healthy must not be more than 100 above --min-healthy")
+    return replace(there, fleet=replace(there.fleet, rollout=rollout))
+
+
+def confirm(session: Session, question: str) -> None:
+    """Ask on the terminal; UsageError where there is none, CancelledError where the answer is not yes."""
+    import sys
+
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked", hint="--yes goes ahead without a question")
+    session.err.write(f"{question} [y/N] ")
+    session.err.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise CancelledError("nothing was changed")
+
+
+def put(
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    progress: Progress,
+    closure: Closure,
+) -> int:
+    """Put a closure that is in the cache on the fleet, and watch; return the exit code."""
+    from calve.rollout.deploy import begun
+    from calve.rollout.run import Host
+
+    with begun(
+        closure,
+        there.fleet,
+        there.gateways,
+        Host(progress=progress, cancel=session.cancel),
+        cache=there.cache.url,
+        timeout_s=options.timeout,
+    ) as rollout:
+        release = rollout.release
+        verdict = _run(session, rollout, lambda: rollout.run(detach=options.detach))
+    if verdict is None:
+        session.prose(
+            f"release {release.number} goes on. Nobody judges it before AWS's own hour is over, unless"
+            f" `calve guard {there.fleet.name}` runs somewhere, or `calve attach {there.fleet.name}`."
+        )
+    return finish(options, session, release, verdict)
+
+
+def _run(session: Session, rollout: Rollout, go: Callable[[], Verdict | None]) -> Verdict | None:
+    try:
+        return go()
+    except CancelledError:
+        release = rollout.release
+        session.prose(
+            f"release {release.number} goes on without this command:"
+            f" calve attach {release.fleet} watches it again, calve rollback {release.fleet} takes it back"
+        )
+        raise
+
+
+def under_way(there: Opened) -> Release:
+    """Return the release that has no verdict yet; NotFoundError where there is none."""
+    from calve.fleet import history
+
+    release = history.under_way(there.gateways.objects, there.fleet.name)
+    if release is None:
+        raise NotFoundError(
+            "no release is under way",
+            place=there.fleet.name,
+            hint="calve history shows those that ended",
+        )
+    return release
+
+
+def taken_up(
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    progress: Progress,
+    release: Release,
+) -> Rollout:
+    """Return a rollout that another run began, to be watched and judged from here on."""
+    from calve.rollout import start
+    from calve.rollout.run import Host, Rollout, Settings
+
+    settings = Settings(rules=start.rules(there.fleet, getattr(options, "timeout", None)))
+    host = Host(progress=progress, cancel=session.cancel)
+    return Rollout(release, there.fleet.group, there.gateways, settings, host)
+
+
+def finish(
+    options: argparse.Namespace, session: Session, release: Release, verdict: Verdict | None
+) -> int:
+    """Print what came of a release, tell GitHub where it runs us, and return the exit code."""
+    from calve.ui.text import one_line, sanitize
+
+    document = _document(release, verdict)
+    _tell_github(document)
+    if options.json:
+        session.document(document)
+    else:
+        session.result(one_line(f"release {release.number} {document['outcome']}"))
+        reason = None if verdict is None else verdict.reason
+        if reason is not None:
+            session.prose(one_line(f"reason: {reason.text}"))
+            for line in reason.failures[0].lines if reason.failures else ():
+                session.prose(f"  {sanitize(line)}")
+            if reason.failures:
+                session.prose(
+                    one_line(f"calve explain {reason.failures[0].code} says what that is")
+                )
+    return 0 if verdict is None else verdict.outcome.exit_code
+
+
+def _document(release: Release, verdict: Verdict | None) -> dict[str, Any]:
+    return {
+        "fleet": release.fleet,
+        "release": release.number,
+        "system": release.system,
+        "outcome": "started" if verdict is None else verdict.outcome.value,
+        "verdict": None if verdict is None else verdict.document(),
+    }
+
+
+def _tell_github(document: dict[str, Any]) -> None:
+    """Set the outputs `release` and `outcome` of a step of GitHub Actions, and its summary."""
+    from calve.ui.text import one_line
+
+    reason = (document["verdict"] or {}).get("reason") or {}
+    lines = {
+        "GITHUB_OUTPUT": f"release={document['release']}\noutcome={document['outcome']}\n",
+        "GITHUB_STEP_SUMMARY": (
+            f"**{document['fleet']}** release {document['release']}: {document['outcome']}\n\n"
+            + (f"    {one_line(reason['text'])}\n" if reason else "")
+        ),
+    }
+    for name, text in lines.items():
+        path = os.environ.get(name)
+        if path:
+            try:
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise CalveError(f"cannot write: {error.strerror}", place=f"${name}") from error

@@ -1,0 +1,63 @@
+"""A closure that is in the cache is put on a fleet: the lock, the release's number, the rollout. Run again, it goes on."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from calve.fleet import lock
+from calve.rollout import start
+from calve.rollout.run import Host, Rollout, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from calve.fleet.config import Fleet
+    from calve.rollout.observe import Gateways
+    from calve.rollout.start import Closure
+
+__all__ = ["begun"]
+
+
+@contextmanager
+def begun(
+    closure: Closure,
+    fleet: Fleet,
+    gateways: Gateways,
+    host: Host,
+    *,
+    cache: str,
+    timeout_s: int | None = None,
+) -> Iterator[Rollout]:
+    """Hold the fleet's lock while the block lasts, and give the rollout of its release: a new one, or what was left.
+
+    Args:
+        closure: what is to be run.
+        fleet: where.
+        gateways: AWS and the bucket.
+        host: who runs it.
+        cache: URL of the binary cache, for machines that know none yet.
+        timeout_s: as `Rules.timeout_s`.
+
+    Raises:
+        ConflictError: somebody else deploys, or another release is being rolled out.
+        NotFoundError: there is no such group.
+    """
+    with lock.held(gateways.objects, fleet.name, doing="a deploy", clock=host.clock) as held:
+        group = gateways.scaling.group(fleet.group)
+        hooks = gateways.scaling.hooks(fleet.group)
+        release = start.number(
+            gateways.objects,
+            fleet.name,
+            closure,
+            now=host.clock.now(),
+            begun=any(one.active for one in gateways.refreshes.newest(fleet.group)),
+            left=held.left is not None,
+        )
+        settings = Settings(
+            start.preferences(fleet.rollout, group),
+            start.rules(fleet, timeout_s),
+            start.change(release, fleet, group, hooks, cache),
+        )
+        yield Rollout(release, fleet.group, gateways, settings, replace(host, lock=held))

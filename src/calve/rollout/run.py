@@ -1,0 +1,403 @@
+"""Puts a release on its group, or watches one that is under way: look, decide, act, again.
+
+    verdict = Rollout(release, gateways, group, settings, …).run()
+
+Nothing is remembered that AWS and the bucket do not know too: killed anywhere and run again, by any host, it goes on
+where it stands. Two hosts at once do no harm: what is created is created once, and a second rollback is refused.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from calve.aws.refreshes import Preferences
+from calve.clock import SYSTEM, Clock
+from calve.errors import CalveError, ConflictError, NotFoundError, TransientError
+from calve.fleet import ends, history
+from calve.fleet.verdict import Outcome, Reason, Verdict
+from calve.progress import Fact, Note, Progress, silent
+from calve.progress import Step as Counted
+from calve.rollout import judge as judges
+from calve.rollout import steps
+from calve.rollout.judge import Rules
+from calve.rollout.observe import Observer
+from calve.rollout.steps import Situation, Step
+from calve.tasks import Cancel
+
+if TYPE_CHECKING:
+    from calve.aws.autoscaling import Group
+    from calve.aws.ec2 import TemplateVersion
+    from calve.aws.refreshes import Refresh
+    from calve.fleet.lock import Held
+    from calve.fleet.release import Release
+    from calve.rollout.observation import Machine, Observation
+    from calve.rollout.observe import Gateways
+
+__all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
+
+POLL_S: Final = 5.0
+_PATIENCE_S: Final = 900.0
+"""So long AWS may give no answer at all until we give up."""
+_CAPTURED: Final = 5
+"""Machines whose words are kept before a rollback."""
+_KEPT: Final = 6
+
+Change = Callable[["TemplateVersion"], bytes]
+"""Makes a release's user data from what the live version says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a rollout is begun with.
+
+    Attributes:
+        preferences: of the refresh.
+        rules: of the judge.
+        user_data: makes the release's from the live launch template version; None for a host that begins nothing.
+    """
+
+    preferences: Preferences = field(default_factory=Preferences)
+    rules: Rules = field(default_factory=Rules)
+    user_data: Change | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Who runs it.
+
+    Attributes:
+        by: "cli", "guard" or "lambda".
+        lock: the deploy lock, renewed between rounds; None for who only judges.
+        poll_s: between two rounds.
+    """
+
+    by: str = "cli"
+    lock: Held | None = None
+    progress: Progress = silent
+    cancel: Cancel = field(default_factory=Cancel)
+    clock: Clock = SYSTEM
+    poll_s: float = POLL_S
+
+
+def description(release: Release) -> str:
+    """Return how a launch template version is found again: its description."""
+    return f"calve {release.fleet} release {release.number}"
+
+
+class Rollout:
+    """One release on its way.
+
+    Args:
+        release: which.
+        group: name of its Auto Scaling group.
+        gateways: AWS and the bucket.
+        settings: what it is begun with.
+        host: who runs it.
+    """
+
+    def __init__(
+        self, release: Release, group: str, gateways: Gateways, settings: Settings, host: Host
+    ) -> None:
+        self.release = release
+        self._group = group
+        self._gateways = gateways
+        self._settings = settings
+        self._host = host
+        self._version: TemplateVersion | None = None
+        self._observer: Observer | None = None
+        self._told: dict[str, str] = {}
+
+    def run(self, *, detach: bool = False) -> Verdict | None:
+        """Go on until it has ended; return how.
+
+        Args:
+            detach: stop as soon as the refresh has started, and return None.
+
+        Raises:
+            ConflictError: it cannot begin, or the lock was lost.
+            TransientError: AWS did not answer for a quarter of an hour.
+        """
+        host = self._host
+        silent_since: float | None = None
+        while True:
+            host.cancel.check()
+            try:
+                if host.lock is not None:
+                    host.lock.renew()
+                step = self.round()
+                silent_since = None
+            except TransientError as error:
+                now = host.clock.monotonic()
+                silent_since = now if silent_since is None else silent_since
+                if now - silent_since >= _PATIENCE_S:
+                    raise
+                host.progress(Note(f"AWS gave no good answer, trying again: {error}"))
+                step = steps.Watch()
+            if isinstance(step, steps.Done):
+                return step.verdict
+            if isinstance(step, steps.Watch):
+                if detach:
+                    return None
+                host.cancel.wait(host.poll_s, host.clock)
+
+    def follow(self) -> Verdict:
+        """Only look, until somebody has written the verdict; return it."""
+        while True:
+            situation, _ = self._look()
+            if situation.verdict is not None:
+                return situation.verdict
+            self._host.cancel.wait(self._host.poll_s, self._host.clock)
+
+    def round(self) -> Step:
+        """Look once, and do what is next; return what that was."""
+        situation, seen = self._look()
+        step = steps.next_step(situation)
+        self._perform(step, situation, seen)
+        return step
+
+    # Looking
+
+    def _look(self) -> tuple[Situation, Observation | None]:
+        """Return where it stands and what is seen of its machines; None before it has a version."""
+        gateways, release = self._gateways, self.release
+        verdict = ends.read(gateways.objects, release.fleet, release.number)
+        group = gateways.scaling.group(self._group)
+        version = self._find(group)
+        mine: Refresh | None = None
+        other: Refresh | None = None
+        for one in reversed(gateways.refreshes.newest(self._group, _KEPT)):
+            if version is not None and one.version == str(version.number):
+                mine = one
+            elif one.active:
+                other = one
+        reason, seen = None, None
+        if verdict is None and version is not None and mine is not None:
+            seen = self._see(group, version, mine)
+            reason = self._judge(seen, mine)
+        return (
+            Situation(
+                release.number,
+                None if version is None else version.number,
+                group.version or "",
+                mine,
+                other,
+                reason,
+                verdict,
+                self._settings.user_data is not None,
+            ),
+            seen,
+        )
+
+    def _find(self, group: Group) -> TemplateVersion | None:
+        if self._version is None and group.template_id is not None:
+            self._version = self._gateways.ec2.find_version(
+                group.template_id, description(self.release)
+            )
+        return self._version
+
+    def _see(self, group: Group, version: TemplateVersion, refresh: Refresh) -> Observation:
+        if self._observer is None:
+            self._observer = Observer(
+                self._gateways, self._group, version.number, version.user_data
+            )
+        seen = self._observer.look(group, refresh, self._host.clock.now())
+        self._tell(group, refresh, seen)
+        return seen
+
+    def _judge(self, seen: Observation, refresh: Refresh) -> Reason | None:
+        known = ends.read_reason(self._gateways.objects, self.release.fleet, self.release.number)
+        if known is not None or not (refresh.can_roll_back or refresh.rollback is not None):
+            return known
+        return judges.judge(seen, self._settings.rules, self._host.clock.now(), by=self._host.by)
+
+    # Acting
+
+    def _perform(self, step: Step, situation: Situation, seen: Observation | None) -> None:
+        match step:
+            case steps.CreateVersion(source):
+                self._create(source)
+            case steps.StartRefresh(version):
+                self._start(version)
+            case steps.RollBack(reason):
+                self._roll_back(reason, seen)
+            case steps.Conclude(outcome, reason):
+                self._conclude(outcome, reason or _of_aws(outcome, situation, self._now()))
+            case steps.Refuse(message, hint):
+                raise ConflictError(message, place=self._group, hint=hint)
+
+    def _create(self, source: int) -> None:
+        ec2, change = self._gateways.ec2, self._settings.user_data
+        template = self._gateways.scaling.group(self._group).template_id
+        if template is None or change is None:
+            raise ConflictError("the group has no launch template", place=self._group)
+        live = ec2.version(template, source)
+        name = description(self.release)
+        self._version = ec2.create_version(
+            template,
+            source=source,
+            description=name,
+            user_data=change(live),
+            image_id=self.release.image,
+            token=f"{self.release.manifest[:32]}-{self.release.number}",
+        )
+        self._fact(
+            "version",
+            f"launch template version {self._version.number}, from {source}",
+            version=self._version.number,
+            source=source,
+        )
+
+    def _start(self, version: int) -> None:
+        group = self._gateways.scaling.group(self._group)
+        refresh = self._gateways.refreshes.start(
+            self._group,
+            template_id=str(group.template_id),
+            version=version,
+            preferences=self._settings.preferences,
+        )
+        self._fact(
+            "refresh",
+            f"instance refresh {refresh} of {group.desired} machines",
+            refresh=refresh,
+            version=version,
+            machines=group.desired,
+        )
+
+    def _roll_back(self, reason: Reason, seen: Observation | None) -> None:
+        """Keep why, then call the rollback, then keep what machines said: a minute is short."""
+        objects, release = self._gateways.objects, self.release
+        kept = ends.write_reason(objects, release.fleet, release.number, reason)
+        try:
+            self._gateways.refreshes.rollback(self._group)
+        except (ConflictError, NotFoundError) as error:
+            # Another host was first, it ended by itself, or AWS is at work on the group: the next round sees.
+            self._host.progress(Note(f"the rollback was not taken: {error.message}"))
+            return
+        self._fact("rollback", f"rolling back: {kept.text}", **kept.document())
+        self._capture(kept)
+        for one in seen.machines if seen is not None else ():
+            self._told.pop(one.id, None)
+
+    def _capture(self, reason: Reason) -> None:
+        observer = self._observer
+        if observer is None:
+            return
+        for failure in reason.failures[:_CAPTURED]:
+            try:
+                text = observer.listen(failure.instance)
+            except CalveError as error:
+                self._host.progress(Note(f"{failure.instance}: nothing more to hear: {error}"))
+                text = observer.said(failure.instance)
+            if text:
+                ends.keep_log(
+                    self._gateways.objects,
+                    self.release.fleet,
+                    self.release.number,
+                    failure.instance,
+                    text,
+                )
+
+    def _conclude(self, outcome: Outcome, reason: Reason | None) -> None:
+        refresh = self._refresh_id()
+        verdict = ends.write(
+            self._gateways.objects,
+            Verdict(
+                self.release.fleet,
+                self.release.number,
+                outcome,
+                refresh,
+                self._host.by,
+                self._now(),
+                reason,
+            ),
+        )
+        history.keep(self._gateways.objects, self.release.fleet, self._now())
+        text = f"release {self.release.number}: {verdict.outcome.value.replace('-', ' ')}"
+        if verdict.reason is not None:
+            text += f": {verdict.reason.text}"
+        self._fact("verdict", text, **verdict.document())
+
+    def _refresh_id(self) -> str:
+        version = self._version
+        for one in self._gateways.refreshes.newest(self._group, _KEPT):
+            if version is not None and one.version == str(version.number):
+                return one.id
+        return ""
+
+    # Telling
+
+    def _now(self) -> dt.datetime:
+        return self._host.clock.now()
+
+    def _fact(self, kind: str, text: str, /, **fields: object) -> None:
+        self._host.progress(Fact(kind, text, {"release": self.release.number, **fields}))
+
+    def _tell(self, group: Group, refresh: Refresh, seen: Observation) -> None:
+        """Tell what changed since the last round."""
+        said = f"{refresh.status} {refresh.reason or ''}"
+        if self._told.get("refresh") != said:
+            self._told["refresh"] = said
+            reason = f": {refresh.reason}" if refresh.reason else ""
+            self._fact(
+                "status",
+                f"{refresh.status}, {refresh.percent} %{reason}",
+                status=refresh.status,
+                percent=refresh.percent,
+                reason=refresh.reason,
+                serving=seen.serving,
+                desired=group.desired,
+            )
+        self._host.progress(
+            Counted(f"release {self.release.number}", seen.serving, group.desired, "machines")
+        )
+        for one in seen.machines:
+            self._tell_machine(one)
+        for each in seen.refused:
+            if self._told.setdefault(each.activity, "") == "":
+                self._told[each.activity] = "told"
+                self._fact("refused", f"a launch was refused: {each.message}", message=each.message)
+
+    def _tell_machine(self, one: Machine) -> None:
+        state = _state(one)
+        if self._told.get(one.id) != state:
+            self._told[one.id] = state
+            self._fact(
+                "machine",
+                f"{one.id}: {state}",
+                instance=one.id,
+                lifecycle=one.lifecycle,
+                phase=one.phase,
+                target=None if one.target is None else one.target.state,
+                state=state,
+            )
+
+
+def _state(one: Machine) -> str:
+    """Say in a few words where a machine is."""
+    failure = one.failure
+    if failure is not None:
+        return f"failed: {failure.fields.get('code')}: {failure.fields.get('message')}"
+    if one.end is not None and one.lifecycle != "InService":
+        return f"ended: {one.end.value}"
+    if one.lifecycle == "InService":
+        if one.target is None or one.target.state == "healthy":
+            return "in service"
+        return f"in service, {one.target.state}" + (
+            f" ({one.target.reason})" if one.target.reason else ""
+        )
+    if one.lifecycle.startswith("Terminating"):
+        return "terminating"
+    return one.phase or one.lifecycle or "gone"
+
+
+def _of_aws(outcome: Outcome, situation: Situation, now: dt.datetime) -> Reason | None:
+    """Return AWS's own reason, where no judge of ours had one."""
+    refresh = situation.refresh
+    if outcome is Outcome.RELEASED or refresh is None:
+        return None
+    said = refresh.rollback.reason if refresh.rollback is not None else ""
+    text = said or refresh.reason or f"the instance refresh is {refresh.status}"
+    return Reason("aws", text, (), "aws", now)

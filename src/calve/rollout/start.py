@@ -1,0 +1,186 @@
+"""How a rollout begins: the release's number, what its machines are told, what the refresh and the judge go by.
+
+Pure but for `number`, which takes up what a killed run left. Types: `Change` (see `run`), `Fleet` of the fleet file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from calve.aws.refreshes import Preferences
+from calve.contract import health as contract
+from calve.contract.userdata import Hook, UserData, UserDataError
+from calve.errors import ConflictError
+from calve.fleet import ends, history
+from calve.fleet import release as releases
+from calve.fleet.config import Strategy
+from calve.fleet.verdict import Outcome, Reason, Verdict
+from calve.rollout.judge import Rules
+
+if TYPE_CHECKING:
+    from calve.aws.autoscaling import Group
+    from calve.aws.autoscaling import Hook as GroupHook
+    from calve.aws.ec2 import TemplateVersion
+    from calve.cache.objects import Objects
+    from calve.fleet.config import Fleet, Health, Rollout
+    from calve.fleet.release import Release
+    from calve.rollout.run import Change
+
+__all__ = ["HOOK", "REPORTS_TAG", "Closure", "change", "checks", "number", "preferences", "rules"]
+
+HOOK: Final = "calve-launch"
+"""The launch hook that holds a machine until it is healthy."""
+REPORTS_TAG: Final = "calve:reports"
+"""The group's tag that says where its machines' role may write boot reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """What is to be run.
+
+    Attributes:
+        system: store path of the toplevel.
+        manifest: digest of its manifest in the cache.
+        keys: names of the keys that signed it.
+        repeats: number of the release whose closure this is again.
+        image: what machines boot from now on; None for what they boot already.
+    """
+
+    system: str
+    manifest: str
+    keys: tuple[str, ...]
+    repeats: int | None = None
+    image: str | None = None
+
+    def made(self, release: Release) -> bool:
+        """Say whether a release is of this closure."""
+        mine = (self.manifest, self.repeats, self.image)
+        return mine == (release.manifest, release.repeats, release.image)
+
+
+def number(
+    objects: Objects,
+    fleet: str,
+    closure: Closure,
+    *,
+    now: dt.datetime,
+    begun: bool,
+    left: bool,
+) -> Release:
+    """Return the release to roll out: one of this closure that is live or has not ended, else a new one.
+
+    Args:
+        objects: the bucket; the deploy lock is held.
+        fleet: its name.
+        closure: what is to be run.
+        now: UTC.
+        begun: a refresh is under way, so that a release of another closure without a verdict is alive.
+        left: who held the lock before was killed: a release of this closure that has ended is the one that it never
+            told of.
+
+    Raises:
+        ConflictError: another release is being rolled out.
+    """
+    there = history.under_way(objects, fleet)
+    if there is None:
+        ended = history.recent(objects, fleet, most=1)
+        live = history.live(objects, fleet)
+        if ended and closure.made(ended[0].release) and (left or ended[0].release == live):
+            return ended[0].release
+    else:
+        if closure.made(there):
+            return there
+        if begun:
+            raise ConflictError(
+                f"release {there.number} is being rolled out",
+                hint="calve watch shows it; calve cancel or calve rollback ends it",
+            )
+        _supersede(objects, there, now)
+    made = releases.create(
+        objects,
+        fleet,
+        system=closure.system,
+        manifest=closure.manifest,
+        keys=closure.keys,
+        now=now,
+        repeats=closure.repeats,
+        image=closure.image,
+    )
+    history.keep(objects, fleet, now)
+    return made
+
+
+def _supersede(objects: Objects, release: Release, now: dt.datetime) -> None:
+    text = "its run ended before the instance refresh began, and another release took over"
+    reason = Reason("superseded", text, (), "cli", now)
+    ends.write(
+        objects,
+        Verdict(release.fleet, release.number, Outcome.CANCELLED, "", "cli", now, reason),
+    )
+
+
+def change(
+    release: Release,
+    fleet: Fleet,
+    group: Group,
+    hooks: tuple[GroupHook, ...],
+    cache: str,
+) -> Change:
+    """Return what makes the release's user data out of the live launch template version's.
+
+    What is the place's own (the caches as machines reach them, the deadline) stays as it is; the fleet file says what
+    is healthy, the group which hook waits and where reports go.
+    """
+    held = any(one.name == HOOK and one.launching for one in hooks)
+
+    def make(live: TemplateVersion) -> bytes:
+        try:
+            before: UserData | None = UserData.parse(live.user_data)
+        except UserDataError:
+            before = None
+        endpoint = before.hook.endpoint if before is not None and before.hook is not None else ""
+        data = release.user_data(
+            (cache,) if before is None else before.caches,
+            deadline_s=600 if before is None else before.deadline_s,
+            health=checks(fleet.health),
+            hook=Hook(group.name, HOOK, endpoint) if held else None,
+            reports=group.tags.get(REPORTS_TAG, "" if before is None else before.reports),
+        )
+        return data.dump()
+
+    return make
+
+
+def checks(health: Health | None) -> contract.Health | None:
+    """Return what user data says of a fleet file's `health`."""
+    if health is None:
+        return None
+    return contract.Health(
+        http=() if health.http is None else (contract.Http(health.http),),
+        tcp=() if health.tcp is None else (health.tcp,),
+        within_s=health.within_s,
+    )
+
+
+def preferences(rollout: Rollout, group: Group) -> Preferences:
+    """Return how the refresh goes about it. A canary is one machine, at least, and a pause."""
+    canary = rollout.strategy is Strategy.CANARY and group.desired > 1
+    first = max(1, math.ceil(100 / group.desired)) if canary else 100
+    return Preferences(
+        rollout.min_healthy_percent,
+        rollout.max_healthy_percent,
+        rollout.warmup_s,
+        checkpoints=(first, 100) if canary else (),
+        checkpoint_delay_s=rollout.canary_s if canary else 0,
+        bake_s=rollout.bake_s,
+        alarms=rollout.alarms,
+    )
+
+
+def rules(fleet: Fleet, timeout_s: int | None = None) -> Rules:
+    """Return what suffices for a verdict."""
+    within_s = 180.0 if fleet.health is None else float(fleet.health.within_s)
+    return Rules(within_s=within_s, timeout_s=None if timeout_s is None else float(timeout_s))
