@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from calve.cli import common, diff, fleet_options, plan, rolling
 from calve.cli.session import Session
-from calve.errors import UsageError
+from calve.errors import ConflictError, UsageError
 
 if TYPE_CHECKING:
     from calve.cli.fleet_options import Opened
@@ -73,20 +73,19 @@ def _check_delivery(there: Opened) -> None:
 
 
 def _plan(options: argparse.Namespace, session: Session, there: Opened, system: StorePath) -> Plan:
-    from calve.fleet.plan import plan as planned
+    from calve.fleet import history
 
     group = there.gateways.scaling.group(there.fleet.group)
     with diff.Closures(options, session) as closures:
-        number, running = plan.live(closures.objects, there.fleet.name)
-        return planned(
-            there.fleet,
-            plan.manifest_of(closures, system, running),
-            number=number,
-            live=running,
-            machines=group.desired,
-            boot_s=None,
-            warm_up_s=float(there.fleet.rollout.warmup_s),
+        found = plan.planned(closures, there.fleet, system, machines=group.desired)
+    other = None if found.changes else history.under_way(there.gateways.objects, there.fleet.name)
+    if other is not None:
+        raise ConflictError(
+            f"release {other.number} is being rolled out over this system",
+            place=there.fleet.name,
+            hint="calve rollback takes it back",
         )
+    return found
 
 
 def _show(options: argparse.Namespace, session: Session, found: Plan) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from calve.errors import NotFoundError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from calve.fleet.config import Fleet
     from calve.rollout.observe import Gateways
 
-__all__ = ["Row", "Seen", "counts", "look", "number", "rows", "span", "targets"]
+__all__ = ["Row", "Seen", "counts", "look", "number", "rows", "span", "targets", "with_version"]
 
 _UNKNOWN: Final = "-"
 
@@ -104,17 +104,8 @@ class Seen:
         return _release(self.fleet, self.told, version)
 
 
-def look(gateways: Gateways, fleet: Fleet, versions: Iterable[str] = ()) -> Seen:
-    """Ask AWS how a fleet's group stands.
-
-    Args:
-        gateways: whom to ask.
-        fleet: which.
-        versions: numbers of further versions of its launch template that are to be known.
-
-    Raises:
-        NotFoundError: the group does not exist.
-    """
+def look(gateways: Gateways, fleet: Fleet) -> Seen:
+    """Ask AWS how a fleet's group stands; NotFoundError where the group does not exist."""
     try:
         group = gateways.scaling.group(fleet.group)
     except NotFoundError as error:
@@ -124,7 +115,7 @@ def look(gateways: Gateways, fleet: Fleet, versions: Iterable[str] = ()) -> Seen
             hint=f"is it in another region (--region), or called otherwise (fleet.{fleet.name}.group)?",
         ) from error
     found = [one for arn in group.target_groups for one in gateways.elb.health(arn)]
-    wanted = {one.version for one in group.instances if one.version is not None} | set(versions)
+    wanted = {one.version for one in group.instances if one.version is not None}
     told: dict[str, UserData | None] = {}
     configured = None
     if group.template_id is not None:
@@ -135,6 +126,14 @@ def look(gateways: Gateways, fleet: Fleet, versions: Iterable[str] = ()) -> Seen
         for one in sorted(wanted - told.keys()):
             told[one] = _told(_version(gateways.ec2, group.template_id, one))
     return Seen(fleet.name, group, configured, told, rows(fleet.name, group, found, told))
+
+
+def with_version(seen: Seen, ec2: Ec2, version: str) -> Seen:
+    """Ask what one more version of the group's launch template carries, unless it is known."""
+    template = seen.group.template_id
+    if version in seen.told or template is None:
+        return seen
+    return replace(seen, told={**seen.told, version: _told(_version(ec2, template, version))})
 
 
 def rows(

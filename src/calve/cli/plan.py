@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arguments",
     "lines",
-    "live",
-    "manifest_of",
-    "resumed",
+    "planned",
     "run",
     "show",
     "system_of",
@@ -66,24 +64,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Plan."""
-    from calve.fleet.plan import plan
-
     with diff.Closures(options, session) as closures:
         config = closures.config
         fleet = which(config, options.fleet)
         with common.listen(session, options) as progress:
             system = system_of(options, session, config, fleet, progress)
-        number, running = live(closures.objects, fleet.name)
-        begun = resumed(closures.objects, fleet.name, system)
-        found = plan(
-            fleet,
-            manifest_of(closures, system, running),
-            number=begun or number,
-            resumes=begun is not None,
-            live=running,
-            machines=options.machines,
-            boot_s=options.boot,
-        )
+        found = planned(closures, fleet, system, machines=options.machines, boot_s=options.boot)
     if options.json:
         session.document(found.document())
     else:
@@ -158,6 +144,30 @@ def resumed(objects: Objects, fleet: str, system: StorePath) -> int | None:
 
     found = history.under_way(objects, fleet)
     return found.number if found is not None and found.system == str(system) else None
+
+
+def planned(
+    closures: diff.Closures,
+    fleet: Fleet,
+    system: StorePath,
+    *,
+    machines: int | None,
+    boot_s: float | None = None,
+) -> Plan:
+    """Return what a deploy of a system would do."""
+    from calve.fleet.plan import plan
+
+    number, running = live(closures.objects, fleet.name)
+    begun = resumed(closures.objects, fleet.name, system)
+    return plan(
+        fleet,
+        manifest_of(closures, system, running),
+        number=begun or number,
+        resumes=begun is not None,
+        live=running,
+        machines=machines,
+        boot_s=boot_s,
+    )
 
 
 def manifest_of(closures: diff.Closures, system: StorePath, running: Live | None) -> Manifest:

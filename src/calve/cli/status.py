@@ -107,8 +107,8 @@ def look(opened: fleet_options.Opened, clock: Clock) -> Status:
     # The group goes first: of one that does not exist, AWS cannot be asked for refreshes either.
     seen = fleet_rows.look(gateways, fleet)
     refresh = next(iter(gateways.refreshes.newest(fleet.group, 1)), None)
-    if refresh is not None and refresh.version is not None and refresh.version not in seen.told:
-        seen = fleet_rows.look(gateways, fleet, [refresh.version])
+    if refresh is not None and refresh.version is not None:
+        seen = fleet_rows.with_version(seen, gateways.ec2, refresh.version)
     region = opened.aws.region or ""
     return Status(region, seen, live, ended, under_way, failed, refresh, holder, clock.now())
 

@@ -1,8 +1,7 @@
 """What differs between two closures, from their manifests alone: packages, units, kernel, sizes, what is fetched.
 
-It knows how Nix divides a name from its version and how it orders versions (`DrvName`, `compareVersions`; the manual's
-builtins.parseDrvName), and how NixOS names the paths of units, kernel and initrd (systemd-lib.nix, top-level.nix).
-`nix store diff-closures` and nvd show the same; their rules are followed where both agree.
+It knows how NixOS names the paths of units, kernel and initrd (systemd-lib.nix, top-level.nix). `nix store
+diff-closures` and nvd show the same; their rules are followed where both agree.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from calve.cache.manifest import Manifest
+from calve.fleet.versions import divide, package_of, version_key, without_output
 from calve.nix.narinfo import NarInfo
 from calve.nix.storepath import StorePath
 
@@ -25,26 +25,17 @@ __all__ = [
     "Part",
     "Unit",
     "difference",
-    "divide",
     "fetched",
-    "version_key",
 ]
 
 NOTABLE_BYTES = (
     8 * 1024
 )  # what is merely rebuilt is worth a line from here on, as for diff-closures
 
-_VERSION = re.compile(r"-(?=[^A-Za-z])")
-_COMPONENT = re.compile(r"[0-9]+|[^0-9.\-]+")
-_OUTPUTS = (
-    "bin|data|debug|dev|devdoc|dist|doc|getent|info|lib|libgcc|man|modules|nscd|out|static|terminfo"
-)
-_OUTPUT = re.compile(rf"(.+)-(?:{_OUTPUTS})")
 _UNIT = re.compile(
     r"unit-(.+\.(?:automount|device|mount|path|scope|service|slice|socket|swap|target|timer))"
     r"(?:-disabled)?"
 )
-_Key = tuple[tuple[int, int, str], ...]
 
 
 class Kind(StrEnum):
@@ -239,42 +230,6 @@ class Fetch:
         }
 
 
-# Names
-
-
-def divide(name: str) -> tuple[str, str]:
-    """Divide a name from its version as Nix does: the version begins behind the first dash that no letter follows."""
-    found = _VERSION.search(name)
-    return (name, "") if found is None else (name[: found.start()], name[found.end() :])
-
-
-def version_key(version: str) -> _Key:
-    """Return what orders versions as Nix does: `2.3pre` < `2.3` < `2.3a` < `2.3.1`."""
-    parts = []
-    for part in _COMPONENT.findall(version):
-        if part.isdecimal():
-            parts.append((2, int(part), ""))
-        else:
-            parts.append((0, 0, "") if part == "pre" else (1, 0, part))
-    return (*parts, (1, 0, ""))
-
-
-def _package(entry: NarInfo) -> tuple[str, str]:
-    """Return a path's package and version, its output's name taken off.
-
-    The deriver tells it for sure; without it, only such names as are usual for outputs are taken for one: `-bin` of
-    `openssl-3.0-bin`, and not `-unstable` of `x-2026-01-01-unstable`.
-    """
-    name = entry.info.path.name
-    deriver = entry.info.deriver
-    if deriver is not None:
-        whole = deriver.name.removesuffix(".drv")
-        if name == whole or name.startswith(f"{whole}-"):
-            return divide(whole)
-    found = _OUTPUT.fullmatch(name)
-    return divide(name if found is None else found[1])
-
-
 # Differences
 
 
@@ -350,14 +305,14 @@ def _packages(
     groups: dict[str, _Group] = {}
     for entry in gone:
         if not _UNIT.fullmatch(entry.info.path.name):
-            name, version = _package(entry)
+            name, version = package_of(entry.info)
             groups.setdefault(name, _Group()).leave(version, entry.info.nar_size)
     for entry in new:
         if not _UNIT.fullmatch(entry.info.path.name):
-            name, version = _package(entry)
+            name, version = package_of(entry.info)
             groups.setdefault(name, _Group()).come(version, entry.info.nar_size)
     for entry in kept:
-        name, version = _package(entry)
+        name, version = package_of(entry.info)
         group = groups.get(name)
         if group is not None:
             group.leave(version, entry.info.nar_size)
@@ -423,7 +378,7 @@ def _own(manifest: Manifest) -> Iterable[StorePath]:
     wanted = set(top.info.references) - {manifest.toplevel}
     for entry in manifest.paths:
         path = entry.info.path
-        if path in wanted and not _OUTPUT.fullmatch(path.name):
+        if path in wanted and without_output(path.name) == path.name:
             yield path
 
 

@@ -1,1 +1,1 @@
-"""What a fleet needs around it in an account: policies, what Terraform must leave alone, a project's first files."""
+"""What a fleet needs around it: policies, a project's first files, what Terraform leaves alone."""

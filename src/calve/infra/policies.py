@@ -1,8 +1,8 @@
 """The policies of Calve's roles, collected from the actions that stand on the gateways' methods.
 
-A role is a list of methods (`roles`), each method names its actions (`@needs`), each action has its resources
-(`resources`). Actions with the same resources and condition make one statement.
-Source: IAM User Guide, "Grammar of the IAM JSON policy language" and "IAM and AWS STS quotas".
+A role is a list of methods (`roles`), each method names its actions (`@needs`), each action has
+its resources (`resources`). Actions with the same resources and condition make one statement.
+Source: IAM User Guide, "Grammar of the IAM JSON policy language", "IAM and AWS STS quotas".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What an action may be done to, as narrow as IAM allows: ARNs, tags, and the keys of objects.
 
-Source: Service Authorization Reference (EC2, EC2 Auto Scaling, S3, Systems Manager, Secrets Manager); Amazon EC2 Auto
-Scaling User Guide, "Control Amazon EC2 launch template usage in Auto Scaling groups": to start an instance refresh, the
-caller must be allowed to run what the launch template says. Describe actions know no resource.
+To start an instance refresh, a caller must be allowed to run what the launch template says.
+Source: Service Authorization Reference; Amazon EC2 Auto Scaling User Guide, "Control Amazon EC2
+launch template usage in Auto Scaling groups". Describe actions know no resource.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Patterns of the keys that a role may read, write and remove in the cache; `{fleet}` stands for its name."""
+    """Patterns of the keys that a role may read, write and remove; `{fleet}` is its name."""
 
     read: tuple[str, ...]
     write: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ def _tag_started(scope: Scope) -> tuple[Where, ...]:
 
 
 def _instance(scope: Scope) -> tuple[Where, ...]:
-    """The group's instances, by the tag that Auto Scaling gives them; without its name those of all groups."""
+    """Instances by the tag that Auto Scaling gives them; those of all groups without a name."""
     tag = "ec2:ResourceTag/aws:autoscaling:groupName"
     one = {"Null": {tag: "false"}} if scope.group is None else {"StringEquals": {tag: scope.group}}
     return (Where("Machines", (scope.arn("ec2", "instance/*"),), one),)

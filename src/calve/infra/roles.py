@@ -1,7 +1,8 @@
-"""Who does what: for every method of a gateway the roles that call it, and what Calve's own HTTP clients do beside.
+"""Who does what: the roles that call a gateway's method, and what Calve's HTTP clients do beside.
 
-The builder pushes closures and makes images, the releaser puts releases on a fleet, the observer looks, the machine
-boots, the guard judges releases and rolls them back. What an action may be done to is in `resources`.
+The builder pushes closures and makes images, the releaser puts releases on a fleet, the observer
+looks, the machine boots, the guard judges releases and rolls them back. What an action may be
+done to is in `resources`.
 """
 
 from __future__ import annotations

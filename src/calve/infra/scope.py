@@ -1,7 +1,8 @@
-"""What a policy is narrowed to: the names in an account, and a word in capitals where one is not known.
+"""What a policy is narrowed to: names in an account, and a word in capitals where one is unknown.
 
 A group that is not named is told by its tag `calve:fleet`.
-Source: IAM User Guide, "Amazon Resource Names" and "Amazon EC2 Auto Scaling", Service Authorization Reference.
+Source: IAM User Guide, "Amazon Resource Names"; Service Authorization Reference, "Amazon EC2 Auto
+Scaling".
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A project's first files: the fleet file, the signing key, the workflow, and a line that keeps the key out of git.
+"""A project's first files: the fleet file, the signing key, the workflow, a line for git.
 
-Nothing that exists is written over. The line comes before the key, so that the key is never in a commit; the key
-before the fleet file, which names its public half. Run again after an interruption, it goes on.
+Nothing that exists is written over. The line, which keeps the key out of git, comes before the
+key, so that the key is never in a commit; the key before the fleet file, which names its public
+half. Run again after an interruption, it goes on.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Start:
 
 [cache]
 url = {_text(url)} # the bucket; `calve cache init` makes it
-key = {{ file = {_text(KEY_FILE)} }} # signs what is pushed; also env, command, ssm or secretsmanager
+key = {{ file = {_text(KEY_FILE)} }} # signs pushes; also env, command, ssm or secretsmanager
 trusted = [{_text(public)}] # public keys: what none of them signed is refused
 
 [fleet.{self.fleet}]
@@ -122,7 +123,7 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What `begin` did: each file, and the public key; None where there was none to make or to read."""
+    """What `begin` did: each file; the public key, None where none was made or read."""
 
     files: tuple[tuple[str, Did], ...]
     public: str | None

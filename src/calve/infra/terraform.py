@@ -1,7 +1,7 @@
-"""What Terraform and OpenTofu are told: a policy as a resource, and to leave alone what a release changes.
+"""What Terraform and OpenTofu are told: a policy, and to leave alone what a release changes.
 
-The AWS provider puts the group's launch template back before it starts a refresh of its own, so that a rollback would
-return to the bad release (hashicorp/terraform-provider-aws, issue 34189): the version must be out of its hands.
+The AWS provider puts the group's launch template back before it starts a refresh of its own, so
+that a rollback would return to the bad release (terraform-provider-aws, issue 34189).
 Source: Terraform language, "Strings and Templates" and "The lifecycle Meta-Argument".
 """
 
@@ -43,12 +43,12 @@ def keep_release(
         group: the Auto Scaling group's name.
         template_id: of its launch template.
         version: the number that the group has now.
-        tags: of the group, by which Calve knows it; Terraform would remove those that it does not know.
+        tags: of the group; Terraform would remove those that it does not know.
     """
     return f"""\
 resource "aws_autoscaling_group" {_text(_label(group))} {{
   name = {_text(group)}
-  # ... what the group has besides, but no instance_refresh: Calve starts refreshes, and rolls them back
+  # ... what the group has besides, but no instance_refresh: refreshes are Calve's to start
 
   launch_template {{
     id      = {_text(template_id)}
@@ -85,5 +85,5 @@ def _text(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return JSON as Terraform reads it: an object is one, but `${` and `%{` would begin a template."""
+    """Return JSON as Terraform reads it: `${` and `%{` would begin a template."""
     return text.replace("${", "$${").replace("%{", "%%{")

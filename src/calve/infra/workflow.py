@@ -1,8 +1,9 @@
-"""The workflow of GitHub Actions that builds, pushes and deploys a fleet, with credentials that nobody keeps.
+"""The workflow that builds, pushes and deploys a fleet, with credentials that nobody keeps.
 
-GitHub gives the run a token (`id-token: write`), AWS gives a role for it for an hour. Two runs for one fleet wait for
-each other; one that has begun is never cancelled, for a release that stands half-way is nobody's.
-Source: GitHub Docs, "Configuring OpenID Connect in Amazon Web Services" and "Control workflow concurrency".
+GitHub gives the run a token, AWS gives a role for it for an hour. Two runs for one fleet wait for
+each other; one that has begun is never cancelled: a release that stands half-way is nobody's.
+Source: GitHub Docs, "Configuring OpenID Connect in Amazon Web Services", "Control the concurrency
+of workflows and jobs".
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Workflow:
         fleet: its name.
         system: as in the fleet file; of a flake it is built and pushed in steps of their own.
         region: of its group.
-        key: where the fleet file looks for the signing key. One in a file or a variable comes out of a secret of the
-            repository; for one in AWS the role does.
+        key: where the fleet file looks for the signing key. One in a file or a variable comes out
+            of a secret of the repository; for one in AWS the role does.
         directory: of the fleet file, and of the repository.
     """
 

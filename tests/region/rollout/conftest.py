@@ -28,7 +28,7 @@ from calve.region.server import Server
 from calve.region.virtual import VirtualClock
 from calve.rollout import start
 from calve.rollout.observe import Gateways
-from calve.rollout.run import Host, Rollout, Settings
+from calve.rollout.run import Host, Rollout, Settings, description
 from calve.tasks import Cancel
 from calve.transport.credentials import Credentials
 
@@ -108,7 +108,11 @@ class Place:
             reports=REPORTS,
         )
         template = self.gateways.ec2.create_template(
-            "web", image_id=IMAGE, instance_type="t3.nano", user_data=data.dump()
+            "web",
+            image_id=IMAGE,
+            instance_type="t3.nano",
+            user_data=data.dump(),
+            description=description(first),
         )
         self.template = template.id
         self.gateways.scaling.create_group(

@@ -176,7 +176,7 @@ def test_of_many_machines_states_are_counted(place, calve):
 def test_a_group_that_is_not_there_is_one_clear_message(place):
     place.gateways.scaling.delete_group("web", force=True)
     place.until(lambda: not _groups(place))
-    with pytest.raises(NotFoundError, match="^web: there is no such Auto Scaling group$") as told:
+    with pytest.raises(NotFoundError, match=r"^web: there is no such Auto Scaling group$") as told:
         status.look(opened(place), place.clock)
     assert "fleet.web.group" in told.value.hint
 
@@ -245,7 +245,7 @@ def test_history_says_how_each_ended_and_marks_the_live_one(place, calve):
     place.release(3)
     body = calve("history", "--json")
     assert body["live"] == 1
-    newest, bad, first = body["releases"]
+    newest, bad, _first = body["releases"]
     assert (newest["release"], newest["verdict"], newest["seconds"]) == (3, None, None)
     assert bad["verdict"]["outcome"] == "rolled-back"
     assert bad["verdict"]["reason"]["failures"][0]["code"] == "closure-incomplete"

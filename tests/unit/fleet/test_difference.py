@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from calve.cache.manifest import Manifest, boot_order
-from calve.fleet.difference import Kind, difference, divide, fetched, version_key
+from calve.fleet.difference import Kind, difference, fetched
+from calve.fleet.versions import divide, version_key
 from calve.nix.hashes import Hash, encode32
 from calve.nix.narinfo import NarInfo, PathInfo
 from calve.nix.storepath import StorePath
@@ -242,10 +243,16 @@ def booting(kernel, initrd, *more, number=1):
 
 
 def test_the_kernel_is_the_systems_own_and_no_other():
-    decoys = [entry("linux-headers-6.9", 5_000_000), entry("linux-6.12.57-modules", 9_000_000)]
-    before = booting(entry("linux-6.12.57"), entry("initrd-linux-6.12.57"), *decoys)
-    after = booting(entry("linux-6.12.58"), entry("initrd-linux-6.12.58"), *decoys, number=2)
-    found = difference(before, after)
+    headers = entry("linux-headers-6.9", 5_000_000)
+    gcc = entry("gcc-14", 6_000_000, [headers.info.path])
+    modules = entry("linux-6.12.57-modules", 9_000_000)
+
+    def made(version):
+        kernel, initrd = entry(f"linux-{version}"), entry(f"initrd-linux-{version}")
+        whole = system(kernel, initrd, modules, gcc)  # in no boot order: the largest first
+        return Manifest(whole.toplevel, (headers, *whole.paths))
+
+    found = difference(made("6.12.57"), made("6.12.58"))
     assert found.kernel.changed
     assert found.kernel.versions == ("6.12.57", "6.12.58")
     assert found.kernel.before.name == "linux-6.12.57"

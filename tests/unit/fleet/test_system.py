@@ -44,11 +44,11 @@ def test_a_store_path_is_itself(tmp_path, text):
 
 
 def test_links_are_followed_from_the_files_directory(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep/result").symlink_to("../other")
+    (tmp_path / "very/deep").mkdir(parents=True)
+    (tmp_path / "very/deep/result").symlink_to("../../other")
     (tmp_path / "other").symlink_to(str(PATH))
-    (tmp_path / "way").symlink_to("deep")
-    for text in ("other", "./deep/result", "way/result", "other/init"):
+    (tmp_path / "way").symlink_to("very/deep")
+    for text in ("other", "./very/deep/result", "way/result", "other/init"):
         assert parse(text, tmp_path) == PATH
 
 

@@ -234,9 +234,8 @@ def test_the_releaser_passes_one_role_to_ec2_and_runs_what_the_fleet_s_template_
 
 def test_the_group_is_meant_by_its_name_or_by_its_tag():
     named = statements(Role.GUARD)["Group"]
-    assert named["Resource"] == [
-        "arn:aws:autoscaling:eu-central-1:123456789012:autoScalingGroup:*:autoScalingGroupName/acme-web"
-    ]
+    place = "arn:aws:autoscaling:eu-central-1:123456789012"
+    assert named["Resource"] == [f"{place}:autoScalingGroup:*:autoScalingGroupName/acme-web"]
     assert "Condition" not in named
     tagged = statements(Role.GUARD, replace(FULL, group=None))["Group"]
     assert tagged["Resource"][0].endswith("autoScalingGroupName/*")

@@ -54,7 +54,7 @@ class Account:
         self.owner = owner
 
     def role(self, role: Role, session: str = "i-0123456789abcdef0") -> Objects:
-        """Return the cache with a role's credentials; the conditions of its policy are about other services."""
+        """Return the cache as a role sees it; conditions are about other services than S3."""
         allowed = [
             Allow(action, resource)
             for one in policy(role, SCOPE).document["Statement"]

@@ -175,7 +175,15 @@ def test_what_cannot_stand_in_the_files_is_refused(field, value):
 
 # Beside a fleet file that is there
 
-OWN = '[cache]\nurl = "s3://own?region=eu-west-3"\nkey = { env = "SIGN" }\n[fleet.a]\nsystem = "./a"\n[fleet.b]\nsystem = "f#b"\n'
+OWN = """\
+[cache]
+url = "s3://own?region=eu-west-3"
+key = { env = "SIGN" }
+[fleet.a]
+system = "./a"
+[fleet.b]
+system = "f#b"
+"""
 
 
 def test_a_fleet_file_that_exists_gets_a_workflow_and_stays(tmp_path):
@@ -243,7 +251,8 @@ def test_every_action_is_pinned_to_a_major_version():
 
 def test_of_a_flake_the_toplevel_is_built_and_pushed_before_it_is_deployed():
     text = workflow()
-    built = "nix build --print-build-logs --out-link result '.#nixosConfigurations.web.config.system.build.toplevel'"
+    toplevel = ".#nixosConfigurations.web.config.system.build.toplevel"
+    built = f"nix build --print-build-logs --out-link result '{toplevel}'"
     at = [
         text.index(one) for one in (built, "calve push ./result", "calve deploy web --yes --json")
     ]

@@ -1,6 +1,7 @@
 """Groups, refreshes and target groups together, on a virtual clock, with machines that are three numbers."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,10 +13,13 @@ from calve.region import group as group_
 from calve.region import groups, refresh, targets
 from calve.region.ec2 import State
 from calve.region.group import Group, Rules, World
+from calve.region.group_instances import InstanceActions
+from calve.region.group_processes import ProcessActions
 from calve.region.hooks import Hook, Result, Transition
 from calve.region.hooks_api import HookActions
 from calve.region.query import Params
 from calve.region.refresh import Preferences, Refresh, Status
+from calve.region.signature import Refusal
 from calve.region.targets import Check, HealthCheck, TargetGroup
 from calve.region.templates import TemplateSpec
 
@@ -86,6 +90,7 @@ class Sim:
         self.drained: dict[str, float] = {}
         self.targets = TargetGroup(ELB, "web", HealthCheck("/", 10, 5, 2, 2), 300.0)
         self.launches: list[float] = []
+        self.full: set[str] = set()
         self.rounds = 0
 
     # What the balancer would do with a client's requests
@@ -159,6 +164,20 @@ class Sim:
             if one.waits[0].active(self.now):
                 complete(Params(said), self.now)
 
+    def do(self, action, **form):
+        actions = {
+            **InstanceActions(self.named, lambda one, _group: {"Cause": one.cause}).actions,
+            **ProcessActions(self.named).actions,
+        }
+        if action != "SetInstanceHealth":
+            form = {"AutoScalingGroupName": "web", **form}
+        return actions[action](Params(form), self.now)
+
+    def pass_s(self, seconds):
+        end = self.now + seconds
+        assert not self.run(lambda _sim: False, limit_s=seconds)
+        self.now = end
+
     @property
     def group(self):
         return self.named["web"]
@@ -175,10 +194,10 @@ class Sim:
         self.group = step.group
         for effect in step.effects:
             match effect:
-                case group_.Launch(name, spec):
+                case group_.Launch(name, spec, zone):
                     plan = self.plan(spec.version, len(self.launches))
                     self.launches.append(self.now)
-                    if plan.refused:
+                    if plan.refused or zone in self.full:
                         self.refused.add(name)
                     else:
                         self.machines[name] = FakeMachine(plan, spec.version, self.now)
@@ -331,6 +350,278 @@ def test_a_deleted_group_drains_and_goes():
     assert sim.now == 27.0
     assert sim.balanced == {}
     assert all(one.status == "Successful" for one in sim.group.activities.values())
+
+
+# Zones
+
+ZONES = ("a", "b", "c")
+
+
+def zones_of(sim):
+    return Counter(one.zone for one in sim.group.instances.values())
+
+
+def test_instances_are_spread_evenly_and_taken_away_evenly():
+    sim = started(7, zones=ZONES)
+    assert zones_of(sim) == {"a": 3, "b": 2, "c": 2}
+    sim.group = replace(sim.group, desired=4)
+    assert sim.run(settled)
+    assert sorted(zones_of(sim).values()) == [1, 1, 2]
+    sim.group = replace(sim.group, desired=6)
+    assert sim.run(settled)
+    assert zones_of(sim) == {"a": 2, "b": 2, "c": 2}
+    sim.start()
+    assert sim.run(done)
+    assert zones_of(sim) == {"a": 2, "b": 2, "c": 2}
+    assert sim.versions() == ["2"] * 6
+
+
+def test_what_one_zone_refuses_another_one_gets_at_once():
+    sim = make(4, zones=ZONES)
+    sim.full = {"b"}
+    assert sim.run(settled)
+    assert sim.now == 20.0
+    assert zones_of(sim) == {"a": 2, "c": 2}
+    failed = [one for one in sim.group.activities.values() if one.status == "Failed"]
+    assert [one.zone for one in failed] == ["b"]
+    assert failed[0].message == "no capacity. Launching EC2 instance failed."
+    assert "Status Reason: no capacity" in failed[0].description
+    sim.full = set()
+    sim.group = replace(sim.group, desired=6)
+    assert sim.run(settled)
+    assert zones_of(sim) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_where_all_zones_refuse_they_are_tried_again_later():
+    sim = make(1, zones=ZONES)
+    sim.full = set(ZONES)
+    assert not sim.run(settled, limit_s=14.0)
+    assert sim.launches == [0.0] * 3 + [5.0] * 3
+    sim.full = {"a", "c"}
+    assert sim.run(settled)
+    assert zones_of(sim) == {"b": 1}
+
+
+# Suspended processes
+
+
+def suspended(sim, *names):
+    sim.do("SuspendProcesses", ScalingProcesses=list(names))
+    return sim
+
+
+def resumed(sim):
+    sim.do("ResumeProcesses")
+    assert sim.group.suspended == {}
+    return sim
+
+
+def test_without_launch_nothing_is_launched():
+    sim = suspended(started(2), "Launch")
+    sim.group = replace(sim.group, desired=3)
+    sim.pass_s(1000)
+    assert len(sim.launches) == 2
+    assert resumed(sim).run(settled)
+    assert len(sim.launches) == 3
+
+
+def test_without_terminate_nothing_is_scaled_in_or_replaced():
+    sim = suspended(
+        started(2, plan=lambda _v, count: Plan(off_s=None if count else 50.0)), "Terminate"
+    )
+    sim.group = replace(sim.group, desired=1)
+    sim.pass_s(1000)
+    assert [one.lifecycle for one in sim.group.instances.values()] == ["InService"] * 2
+    assert sorted(one.sick for one in sim.group.instances.values()) == [False, True]
+    assert resumed(sim).run(settled)
+    assert len(sim.launches) == 2
+
+
+def test_without_replacing_the_unhealthy_are_marked_and_stay():
+    sim = suspended(
+        started(1, plan=lambda _v, count: Plan(off_s=None if count else 50.0)), "ReplaceUnhealthy"
+    )
+    sim.pass_s(1000)
+    (one,) = sim.group.instances.values()
+    assert (one.lifecycle, one.sick) == ("InService", True)
+    assert resumed(sim).run(settled)
+    cause = next(
+        one.cause for one in sim.group.activities.values() if "Terminating" in one.description
+    )
+    assert "EC2 health check indicating it has been terminated or stopped" in cause
+
+
+def test_without_health_checks_nobody_is_found_ill():
+    sim = suspended(
+        started(1, plan=lambda _v, count: Plan(off_s=None if count else 50.0)), "HealthCheck"
+    )
+    sim.pass_s(1000)
+    (one,) = sim.group.instances.values()
+    assert not one.sick
+    assert resumed(sim).run(settled)
+
+
+def test_without_adding_to_the_balancer_new_ones_stay_outside():
+    sim = suspended(started(1), "AddToLoadBalancer")
+    sim.group = replace(sim.group, desired=2)
+    sim.pass_s(1000)
+    assert len(sim.group.instances) == 2
+    assert len(sim.targets.targets) == 1
+    resumed(sim).pass_s(1000)
+    assert len(sim.targets.targets) == 1
+
+
+def test_a_suspended_refresh_goes_on_and_has_an_hour_again():
+    sim = started(2)
+    sim.start()
+    suspended(sim, "InstanceRefresh").pass_s(9000)
+    assert (sim.refresh.status, len(sim.launches)) == (Status.PENDING, 2)
+    sim.do("ResumeProcesses", ScalingProcesses=["InstanceRefresh"])
+    assert sim.run(lambda sim: sim.refresh.percent == 50)
+    suspended(sim, "InstanceRefresh").pass_s(9000)
+    assert resumed(sim).run(done)
+    assert sim.refresh.status is Status.SUCCESSFUL
+    assert sim.versions() == ["2", "2"]
+
+
+def test_all_processes_are_suspended_where_none_is_named():
+    sim = started(1)
+    sim.do("SuspendProcesses")
+    assert len(sim.group.suspended) == 9
+    assert sim.group.suspended["Launch"] == "User suspended at 1970-01-01T00:00:20Z"
+    with pytest.raises(Refusal, match="Invalid process type 'Lunch'"):
+        sim.do("ResumeProcesses", ScalingProcesses=["Lunch"])
+
+
+def test_a_deleted_group_goes_whatever_is_suspended():
+    sim = started(2)
+    sim.do("SuspendProcesses")
+    sim.group = replace(sim.group, deleting=True)
+    assert sim.run(lambda sim: sim.group.gone)
+
+
+# Instances set aside
+
+
+def standby(sim, *ids, decrement="true"):
+    return sim.do("EnterStandby", InstanceIds=list(ids), ShouldDecrementDesiredCapacity=decrement)
+
+
+def test_standby_is_out_of_the_balancer_and_of_the_capacity_and_back():
+    sim = started(2, plan=lambda _version, _count: Plan(busy_s=7.0))
+    first = next(iter(sim.group.instances))
+    (activity,) = standby(sim, first)["Activities"]
+    assert activity["Cause"] == (
+        f"At 1970-01-01T00:00:20Z instance {first} was moved to standby in response to a user request, "
+        "shrinking the capacity from 2 to 1."
+    )
+    assert sim.group.instances[first].lifecycle == "EnteringStandby"
+    assert sim.run(lambda sim: sim.group.instances[first].lifecycle == "Standby")
+    assert sim.now == 27.0
+    assert first not in sim.targets.targets
+    sim.pass_s(1000)
+    assert (len(sim.launches), sim.group.desired) == (2, 1)
+    (activity,) = sim.do("ExitStandby", InstanceIds=[first])["Activities"]
+    assert (
+        "out of standby in response to a user request, increasing the capacity from 1 to 2."
+        in (activity["Cause"])
+    )
+    assert sim.run(settled)
+    assert first in sim.serving()
+    assert len(sim.launches) == 2
+
+
+def test_what_is_in_standby_is_replaced_where_the_capacity_stays_and_surplus_when_it_is_back():
+    sim = started(2)
+    first = next(iter(sim.group.instances))
+    standby(sim, first, decrement="false")
+    assert sim.run(lambda sim: len(sim.serving()) == 2 and len(sim.launches) == 3)
+    assert sim.group.instances[first].lifecycle == "Standby"
+    sim.do("ExitStandby", InstanceIds=[first])
+    assert sim.group.desired == 3
+    assert sim.run(settled)
+    sim.group = replace(sim.group, deleting=True)
+    assert sim.run(lambda sim: sim.group.gone)
+
+
+def test_standby_keeps_to_the_bounds_of_the_group():
+    sim = started(2, min_size=2, max_size=2)
+    first = next(iter(sim.group.instances))
+    with pytest.raises(Refusal, match="min-size=2, max-size=2, and desired-size=2"):
+        standby(sim, first)
+    standby(sim, first, decrement="false")
+    with pytest.raises(Refusal, match=f"The instance {first} is not in Standby"):
+        sim.do("ExitStandby", InstanceIds=[first])
+    assert sim.run(lambda sim: sim.group.instances[first].lifecycle == "Standby")
+    with pytest.raises(Refusal, match="To exit standby 1 more instance"):
+        sim.do("ExitStandby", InstanceIds=[first])
+    with pytest.raises(Refusal, match=f"The instance {first} is not in InService"):
+        standby(sim, first)
+    with pytest.raises(Refusal, match="The instance i-0 is not part of Auto Scaling group web"):
+        standby(sim, "i-0")
+
+
+def test_a_machine_may_be_off_in_standby():
+    sim = started(2, plan=lambda _version, count: Plan(off_s=None if count else 100.0))
+    first = next(iter(sim.group.instances))
+    standby(sim, first)
+    sim.pass_s(1000)
+    assert sim.group.instances[first].lifecycle == "Standby"
+    sim.do("ExitStandby", InstanceIds=[first])
+    assert sim.run(settled)
+    assert first not in sim.group.instances
+    assert len(sim.launches) == 3
+
+
+def test_what_is_protected_is_not_scaled_in():
+    sim = started(3, protects=True)
+    assert all(one.protected for one in sim.group.instances.values())
+    sim.group = replace(sim.group, desired=1)
+    sim.pass_s(1000)
+    assert len(sim.group.instances) == 3
+    kept, *others = sim.group.instances
+    sim.do("SetInstanceProtection", InstanceIds=others, ProtectedFromScaleIn="false")
+    assert sim.run(settled)
+    assert list(sim.group.instances) == [kept]
+    sim.machines[kept].ended = True
+    assert sim.run(lambda sim: len(sim.launches) == 4)  # protection is no health
+
+
+def test_who_says_that_an_instance_is_unhealthy_has_it_replaced():
+    sim = started(1, grace_s=60.0)
+    (one,) = sim.group.instances
+    sim.do("SetInstanceHealth", InstanceId=one, HealthStatus="Unhealthy")
+    sim.pass_s(30)
+    assert list(sim.group.instances) == [one]
+    said = {"InstanceId": one, "HealthStatus": "Unhealthy", "ShouldRespectGracePeriod": "false"}
+    sim.do("SetInstanceHealth", **said)
+    sim.do("SetInstanceHealth", InstanceId=one, HealthStatus="Healthy")
+    sim.pass_s(1)
+    assert list(sim.group.instances) == [one]
+    sim.do("SetInstanceHealth", **said)
+    assert sim.run(lambda sim: len(sim.launches) == 2)
+    causes = [one.cause for one in sim.group.activities.values()]
+    assert any(
+        "an instance was taken out of service in response to a user health-check." in cause
+        for cause in causes
+    )
+    with pytest.raises(Refusal, match="No managed instance found for: i-0"):
+        sim.do("SetInstanceHealth", InstanceId="i-0", HealthStatus="Healthy")
+
+
+# What costs nothing
+
+
+def test_a_group_to_which_nothing_happens_is_the_very_same_object():
+    sim = started(3)
+    world = World({one: sim._seen(one) for one in sim.group.instances}, {"lt-1": (1, 2)})
+    assert groups.advance(sim.group, world, sim.now, sim.rules).group is sim.group
+    sim.start(warmup_s=100.0)
+    assert not sim.run(done, limit_s=5.0)
+    world = World({one: sim._seen(one) for one in sim.group.instances}, {"lt-1": (1, 2)})
+    step = groups.advance(sim.group, world, sim.now, sim.rules)
+    assert step.group is sim.group
+    assert step.wake_at > sim.now
 
 
 # Refresh

@@ -744,9 +744,10 @@ def healthy(fleet):
     bake_s=st.sampled_from(["0", "600"]),
     auto=st.sampled_from(["true", "false"]),
     undo=st.none() | st.integers(0, 100),
+    bad=st.sets(st.sampled_from("12")),
 )
 def test_a_refresh_never_takes_more_than_it_may(
-    seed, desired, low, surge, parallelism, warmup_s, checkpoints, bake_s, auto, undo
+    seed, desired, low, surge, parallelism, warmup_s, checkpoints, bake_s, auto, undo, bad
 ):
     chance = random.Random(seed)
 
@@ -760,6 +761,7 @@ def test_a_refresh_never_takes_more_than_it_may(
 
     fleet = Fleet(desired, plan)
     fleet.until(settled)
+    fleet.plan = lambda version, count: Plan(off_s=0.0) if version in bad else plan(version, count)
     fleet.rules = Rules(launch_parallelism=parallelism)
     more = {"CheckpointPercentages": list(map(str, checkpoints))} if checkpoints else {}
     high = max(100, min(200, low + surge))
@@ -772,10 +774,10 @@ def test_a_refresh_never_takes_more_than_it_may(
         **more,
     )
     least, most = bounds(fleet.refresh.preferences, desired)
-    before = healthy(fleet), fleet.now
+    before, last = (healthy(fleet), fleet.now), 0
 
     def watch():
-        nonlocal before
+        nonlocal before, last
         were, at = before
         there = fleet.group.instances
         gone = {
@@ -789,8 +791,9 @@ def test_a_refresh_never_takes_more_than_it_may(
         assert not gone or len(healthy(fleet)) >= least
         staying = sum(not one.lifecycle.leaving for one in there.values())
         assert staying <= max(most, desired + 1)
-        assert 0 <= fleet.refresh.percent <= 100
-        before = healthy(fleet), fleet.now
+        percent = fleet.refresh.percent
+        assert percent <= last if fleet.refresh.rollback else percent >= last
+        before, last = (healthy(fleet), fleet.now), percent
 
     fleet.watch = watch
     if undo is not None:

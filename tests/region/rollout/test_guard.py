@@ -1,0 +1,110 @@
+"""The guard takes over from an operator that is gone, and breaks loops outside rollouts."""
+
+import pytest
+
+from calve.fleet import ends, history
+from calve.fleet.verdict import Outcome, Verdict
+from calve.region.scripts import fails, good
+from calve.rollout import on_lambda
+from calve.rollout.guard import Guard
+from calve.rollout.run import Host
+from calve.tasks import Cancel
+
+
+def guard_of(place, by="guard"):
+    host = Host(by=by, progress=place.facts.append, clock=place.clock)
+    return Guard(place.fleet, place.gateways, host)
+
+
+def begun(place, release):
+    """Start a rollout, and go away."""
+    assert place.rollout(release).run(detach=True) is None
+
+
+def rounds(place, guard, until, poll_s=5.0):
+    cancel = Cancel()
+    for _ in range(200):
+        guard.round()
+        if until():
+            return
+        cancel.wait(poll_s, place.clock)
+    raise AssertionError("it never came to that")
+
+
+def test_a_bad_release_whose_operator_is_gone_is_rolled_back(place):
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
+    begun(place, place.release(2))
+    rounds(place, guard_of(place), lambda: ends.read(place.objects, "web", 2) is not None)
+    verdict = ends.read(place.objects, "web", 2)
+    assert (verdict.outcome, verdict.by, verdict.reason.by) == (
+        Outcome.ROLLED_BACK,
+        "guard",
+        "guard",
+    )
+    assert place.versions() == ["1", "1"]
+
+
+def test_a_good_one_gets_its_verdict(place):
+    place.scripts[2] = lambda _launch: good(20.0)
+    begun(place, place.release(2))
+    rounds(place, guard_of(place), lambda: ends.read(place.objects, "web", 2) is not None)
+    assert ends.read(place.objects, "web", 2).outcome is Outcome.RELEASED
+
+
+def test_a_release_that_never_began_is_left_alone(place):
+    place.release(2)
+    assert guard_of(place).round() is False
+    assert place.gateways.refreshes.newest("web") == ()
+
+
+def test_two_judges_at_once_do_no_harm(place):
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
+    release = place.release(2)
+    begun(place, release)
+    one, two = place.rollout(release, may_start=False), guard_of(place)
+    rounds(place, two, lambda: (one.round(), ends.read(place.objects, "web", 2))[1] is not None)
+    assert len(place.gateways.refreshes.newest("web", 10)) == 1
+    assert ends.read(place.objects, "web", 2).outcome is Outcome.ROLLED_BACK
+
+
+def released(place, number):
+    place.scripts[number] = lambda _launch: good(20.0)
+    assert place.rollout(place.release(number)).run().outcome is Outcome.RELEASED
+
+
+def test_a_version_whose_machines_no_longer_come_up_is_pinned_back(place):
+    verdict = Verdict("web", 1, Outcome.RELEASED, "", "cli", place.clock.now())
+    ends.write(place.objects, verdict)
+    released(place, 2)
+    place.scripts[2] = lambda _launch: fails("cache-denied", "403", 5.0, hold_s=5.0)
+    place.gateways.scaling._client.set_desired_capacity(
+        AutoScalingGroupName="web", DesiredCapacity=3
+    )
+    guard = guard_of(place)
+    rounds(place, guard, lambda: ends.tripped(place.objects, "web", 2) is not None, poll_s=30.0)
+    reason = ends.tripped(place.objects, "web", 2)
+    assert reason.rule == "breaker"
+    assert len(reason.failures) == 3
+    assert place.gateways.scaling.group("web").version == "1"
+    place.until(lambda: place.healthy() == 3)
+    assert place.versions() == ["1", "2", "2"]
+    assert history.live(place.objects, "web").number == 1
+    launched = len(place.machines.launches)
+    rounds(place, guard, lambda: True)
+    assert len(place.machines.launches) == launched
+
+
+@pytest.mark.parametrize("left_ms", [900_000, 10_000])
+def test_an_invocation_of_lambda_ends_in_time(place, left_ms):
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
+    begun(place, place.release(2))
+
+    class Context:
+        def get_remaining_time_in_millis(self):
+            return left_ms
+
+    on_lambda.watch([guard_of(place, "lambda")], Context(), place.clock)
+    verdict = ends.read(place.objects, "web", 2)
+    assert (verdict is None) == (left_ms < 20_000)
+    if verdict is not None:
+        assert (verdict.outcome, verdict.by) == (Outcome.ROLLED_BACK, "lambda")
