@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("pull", "pull", "pull closures from binary caches into a store"),
     ("cache", "cache", "set up, look at, check and clean a binary cache"),
     ("diff", "diff", "show what changes between two releases, closures or systems"),
+    ("doctor", "doctor", "say whether a fleet could be deployed to from here, and what to change"),
     ("plan", "plan", "show what a deploy would do, and change nothing"),
     ("deploy", "deploy", "put a release on a fleet, watch it, and take it back where it is bad"),
     ("attach", "attach", "watch and judge a rollout that another run began"),
