@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
     if options.fleet is not None:
         fleets = [fleet_options.fleet_of(config, options.fleet)]
     look = _Look(options, session)
-    look.cache(config)
+    look.cache(config, fleets)
     if config.cache is not None:
         for fleet in fleets:
             look.fleet(fleet)
@@ -130,19 +130,20 @@ class _Look:
 
     # The cache
 
-    def cache(self, config: Config) -> None:
+    def cache(self, config: Config, fleets: list[Fleet]) -> None:
         """Look at the cache: is it there, may it be written, which keys count, and is ours one of them."""
         cache = config.cache
         if cache is None:
             hint = 'calve.toml: [cache] with url = "s3://…"'
             self._add(PROBLEM, "cache", "cache", "the fleet file names no cache", hint)
             return
+        keyring = None
         with common.caches(self._session, [cache.url]) as (objects,):
             if self._reach(objects):
                 self._write(objects, "push", "pending/doctor.json")
-                for name in config.fleets:
-                    self._write(objects, "release", f"fleets/{name}/doctor.json")
-            keyring = self._keyring(cache, objects)
+                for fleet in fleets:
+                    self._write(objects, "release", f"fleets/{fleet.name}/doctor.json")
+                keyring = self._keyring(cache, objects)
         self._key(cache, keyring)
 
     def _reach(self, objects: Objects) -> bool:

@@ -109,8 +109,8 @@ def test_a_rollout_under_way_shows_its_release_its_refresh_and_who_holds_the_loc
     assert (body["refresh"]["status"], body["refresh"]["release"]) == ("InProgress", 2)
     assert body["lock"]["doing"] == "a deploy"
     assert {one["release"] for one in body["machines"]} == {1, 2}
-    # Machines of two versions are what a refresh is for.
-    assert codes(found) == []
+    # Machines of two versions are what a refresh is for; nobody needs to hold the lock while it goes on.
+    assert codes(status.look(opened(place), place.clock)) == codes(found) == []
 
 
 def test_warnings_of_a_fleet_that_somebody_left_half_way(place):
@@ -123,6 +123,8 @@ def test_warnings_of_a_fleet_that_somebody_left_half_way(place):
     assert codes(status.look(opened(place), place.clock)) == ["mixed", "no-last-good", "stalled"]
     conclude(place, 1)
     place.gateways.scaling.set_version("web", place.template, 2)
+    with lock.held(place.objects, "web", doing="a deploy", clock=place.clock):
+        assert codes(status.look(opened(place), place.clock)) == ["mixed"]
     # Of a release that only lacks its verdict this is no drift.
     assert codes(status.look(opened(place), place.clock)) == ["mixed", "stalled"]
     conclude(place, 2, Outcome.CANCELLED)
@@ -287,6 +289,8 @@ def test_logs_give_the_reason_first_then_what_each_machine_said(place, calve):
     assert (body["release"], body["rule"]) == (2, "release-fault")
     assert calve("logs", "1").startswith("release 1 of web: released")
     assert "no machine's words were kept" in calve.err
+    ends.keep_log(place.objects, "web", 1, "i-0000000000000dead", "a\x1b[2Jb\x07\r\n")
+    assert calve("logs", "1").endswith("\n\n== i-0000000000000dead\nab\ufffd\n")
 
 
 def test_the_newest_that_failed_is_shown_even_before_it_has_a_verdict(place):
