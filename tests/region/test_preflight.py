@@ -374,13 +374,23 @@ def test_a_foreign_kernel_is_found_by_what_runs_now(place):
     assert place.codes(other) == [("kernel-unknown", False)]
 
 
+def test_a_live_system_with_the_agent_says_nothing_of_the_images_kernel(place):
+    place.put()
+    live = place.cache.system("c").toplevel
+    other = place.cache.system("f", OTHER, agent=False)
+    assert place.codes(other, live=live) == [("kernel-unknown", False)]
+
+
 def test_a_damaged_toplevel_says_nothing(place):
     place.put()
     manifest = place.cache.system("d")
-    place.cache.objects.delete(manifest.paths[0].url)
-    place.cache.objects.put(manifest.paths[0].url, b"not this")
-    facts = place.facts(manifest)
-    assert (facts.closure.system, facts.closure.boot) == ("", None)
+    another = place.cache.system("f", OTHER, agent=False, system="aarch64-linux")
+    url = manifest.paths[0].url
+    for data in (b"not this", place.cache.objects.get(another.paths[0].url, 1 << 20)):
+        place.cache.objects.delete(url)
+        place.cache.objects.put(url, data)
+        facts = place.facts(manifest)
+        assert (facts.closure.system, facts.closure.boot) == ("", None)
 
 
 # Permissions

@@ -102,6 +102,11 @@ class Draft:
         else:
             self.group = replace(self.group, refused=refused)
 
+    def forgive(self) -> None:
+        """Forget which zones refused, now that nothing more is to be launched."""
+        if self.group.refused:
+            self.group = replace(self.group, refused=frozenset())
+
     def arrive(self, instance: GroupInstance) -> None:
         """Let it in, or let the hooks hold it; while they do, nobody looks at its health."""
         waits = self._waits(Transition.LAUNCHING)
@@ -121,8 +126,8 @@ class Draft:
             replace(instance, lifecycle=Lifecycle.IN_SERVICE, in_service_at=self.now, served=True)
         )
         self._ledger.close(instance.activity, "Successful")
-        if self.group.refusals or self.group.refused:
-            self.group = replace(self.group, refusals=0, refused=frozenset())
+        if self.group.refusals:
+            self.group = replace(self.group, refusals=0)
         if "AddToLoadBalancer" not in self.group.suspended:
             self.effects += [Register(instance.id, one) for one in self.group.target_groups]
 

@@ -144,6 +144,8 @@ class _Look:
         ]
         wanted = 0 if group.deleting else group.desired
         count = len(staying)
+        if count >= wanted:
+            self.draft.forgive()
         if count < wanted and self._may_launch():
             self._launch_missing(spec, staying, wanted)
         elif count > wanted and self._runs("Terminate"):
@@ -242,7 +244,9 @@ class _Look:
         if self._runs("Terminate"):
             for instance_id in decision.retire:
                 draft.retire(draft.instances[instance_id], _REFRESH)
-        if decision.launch and self._may_launch():
+        if not decision.launch:
+            draft.forgive()
+        elif self._may_launch():
             cause = f"At {stamp(self._now)} an instance was launched in response to {_REFRESH}."
             beside = [
                 one

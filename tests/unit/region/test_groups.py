@@ -535,8 +535,9 @@ def test_what_is_in_standby_is_replaced_where_the_capacity_stays_and_surplus_whe
     sim = started(2)
     first = next(iter(sim.group.instances))
     standby(sim, first, decrement="false")
-    assert sim.run(lambda sim: len(sim.serving()) == 2 and len(sim.launches) == 3)
-    assert sim.group.instances[first].lifecycle == "Standby"
+    assert sim.run(lambda sim: sim.group.instances[first].lifecycle == "Standby")
+    assert sim.run(lambda sim: len(sim.serving()) == 2)
+    assert len(sim.launches) == 3
     sim.do("ExitStandby", InstanceIds=[first])
     assert sim.group.desired == 3
     assert sim.run(settled)
