@@ -242,6 +242,13 @@ def test_without_a_region_it_says_so(operator):
     assert ("aws", "problem") in operator.bad(code=1)
 
 
+def test_without_credentials_nothing_more_is_asked(place, operator):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        place.monkeypatch.delenv(name)
+    operator.write(fleets=("web", "api"))
+    assert operator.bad(code=4) == [("credentials", "problem")]
+
+
 @pytest.mark.parametrize(
     ("settings", "bad"),
     [

@@ -292,6 +292,15 @@ def test_a_group_on_latest_is_found(place):
     assert place.codes() == [("unpinned-version", True)]
 
 
+def test_a_suspended_process_is_found(place):
+    place.put()
+    client = place.scaling._client
+    client.suspend_processes(AutoScalingGroupName="web", ScalingProcesses=["Launch"])
+    assert place.codes() == [("suspended", True)]
+    client.resume_processes(AutoScalingGroupName="web")
+    assert place.codes() == []
+
+
 def test_a_refresh_to_another_version_is_found_and_the_own_is_not(place):
     template = place.put()
     place.ec2.create_version(template.id, source=1, description="2", user_data=b"{}")

@@ -135,7 +135,7 @@ def test_a_stage_2_may_have_the_machine_start_again(shells):
 
 
 def test_termination_kills_what_does_not_want_to_end(shells):
-    name = shells.launch(boot="trap '' TERM; echo up; sleep 60 & sleep 60")
+    name = shells.launch(boot="trap 'echo term' TERM; echo up; sleep 60 & wait")
     until(lambda: shells.said() == ["up"])
     process = shells.machines._machines[name].process
     shells.machines.terminate(name)

@@ -45,6 +45,7 @@ class Place:
         self.throttles = options.get("throttles")
         self.machines = ScriptedMachines(self.clock, self._script, report=self._report)
         self.balancer = ScriptedBalancer(self.clock, self.machines, drain_s=drain_s)
+        owner.callback(self.balancer.close)
         owner.callback(self.machines.close)
         options.setdefault("rules", Rules(launch_parallelism=None))
         self.cloud = owner.enter_context(
@@ -399,7 +400,9 @@ def test_requests_are_throttled_by_service_and_class(place):
 
 
 @pytest.mark.parametrize(
-    "place", [{"rates": {"autoscaling": {"DescribeInstanceRefreshes": Rate(2, 0.1)}}}], indirect=True
+    "place",
+    [{"rates": {"autoscaling": {"DescribeInstanceRefreshes": Rate(2, 0.1)}}}],
+    indirect=True,
 )
 def test_one_action_may_have_a_rate_of_its_own(place):
     place.fleet(1)
@@ -425,11 +428,12 @@ def test_a_launch_is_refused_for_want_of_capacity_and_tried_again(place):
     failed = place.activities("do not have sufficient")
     assert len(failed) == 2
     assert {one["StatusCode"] for one in failed} == {"Failed"}
-    assert {one["StatusMessage"] for one in failed} == {
+    lacking = (
         "We currently do not have sufficient t3.nano capacity in the Availability Zone you requested "
         f"({REGION}a). Our system will be working on provisioning additional capacity. "
         "Launching EC2 instance failed."
-    }
+    )
+    assert {one["StatusMessage"] for one in failed} == {lacking}
     assert place.ec2.describe_instances()["Reservations"] == []
     place.until(lambda: place.serving() == 2)
     assert len(place.activities("do not have sufficient")) == 3
@@ -437,12 +441,13 @@ def test_a_launch_is_refused_for_want_of_capacity_and_tried_again(place):
 
 
 def test_a_refusal_may_be_of_one_zone_have_its_own_words_and_be_taken_back(place):
-    place.cloud.refuse(100, "You have reached your quota", zone=f"{REGION}b")
+    place.cloud.refuse(100, "Nobody launches there", zone=f"{REGION}b")
     place.cloud.refuse(100, "You have reached your quota", zone=f"{REGION}a")
     place.fleet(1)
     place.sleep(100)
     tries = len(place.activities("You have reached your quota"))
     assert 3 < tries < 10  # ever later
+    assert place.activities("Nobody") == []
     place.cloud.refuse(0)
     place.until(lambda: place.serving() == 1)
     assert len(place.activities("You have reached your quota")) == tries

@@ -53,6 +53,10 @@ def run(options: argparse.Namespace, session: Session) -> int:
         found = _plan(options, session, there, system)
         if options.dry_run or not found.changes:
             _show(options, session, found)
+        if not found.changes:
+            return 0
+        _check(options, session, there, progress)
+        if options.dry_run:
             return 0
         if not options.yes:
             plan.show(session, found, out=session.err)
@@ -86,6 +90,28 @@ def _plan(options: argparse.Namespace, session: Session, there: Opened, system: 
             hint="calve rollback takes it back",
         )
     return found
+
+
+def _check(
+    options: argparse.Namespace, session: Session, there: Opened, progress: Progress
+) -> None:
+    """Look at the group; the closure is not there yet, and a push leaves no gap in it."""
+    from calve.fleet import history
+    from calve.nix.storepath import StorePath
+    from calve.rollout.facts import Target
+    from calve.rollout.run import description
+
+    objects, name = there.gateways.objects, there.fleet.name
+    running, begun = history.live(objects, name), history.under_way(objects, name)
+    version = None
+    if begun is not None:
+        # What is to be gone on with has a refresh of its own, which does not stand against it.
+        template = there.gateways.scaling.group(there.fleet.group).template_id
+        made = template and there.gateways.ec2.find_version(template, description(begun))
+        version = made.number if made else None
+    live = None if running is None else StorePath.parse(running.system)
+    target = Target(version=version, image=options.image, live=live)
+    rolling.check(session, there, target, progress)
 
 
 def _show(options: argparse.Namespace, session: Session, found: Plan) -> None:

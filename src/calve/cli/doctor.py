@@ -109,7 +109,7 @@ class _Look:
         self.rows: list[Row] = []
         self._options = options
         self._session = session
-        self._asked = False
+        self._known: bool | None = None
 
     def _add(self, state: str, code: str, about: str, message: str, hint: str = "") -> None:
         self.rows.append(Row(state, code, about, message, hint))
@@ -214,7 +214,8 @@ class _Look:
         from calve.rollout.preflight import PERMISSION, check
 
         name, account = opened.fleet.name, Account(opened.aws)
-        self._caller(opened, account)
+        if not self._caller(opened, account):
+            return
         target = self._target(opened)
         sources = Sources.of(opened.gateways, opened.aws)
         facts = self._try(
@@ -234,17 +235,20 @@ class _Look:
             self._add(OK, "preflight", name, "nothing stands against a deploy")
         self._role(facts, account)
 
-    def _caller(self, opened: Opened, account: Account) -> None:
-        if self._asked:
-            return
-        self._asked = True
+    def _caller(self, opened: Opened, account: Account) -> bool:
+        """Say who we are, once; False where nobody knows us, so that nothing more can be asked."""
+        if self._known is not None:
+            return self._known
+        self._known = True
         self._add(OK, "region", "aws", str(opened.aws.region))
         try:
             self._add(OK, "credentials", "aws", account.caller())
         except AccessError as error:
+            self._known = False
             self._fail("credentials", "aws", error)
         except CalveError as error:
             self._add(WARNING, "credentials", "aws", f"not checked: {error}")
+        return self._known
 
     def _target(self, opened: Opened) -> Target:
         """Return the live release: what a machine that the group launches now will fetch."""

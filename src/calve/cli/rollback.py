@@ -33,6 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Roll back."""
+    from calve.cache import manifest as manifests
+    from calve.rollout.facts import Target
     from calve.rollout.start import Closure
 
     with (
@@ -44,6 +46,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
         if options.to is None and active and active[0].can_roll_back:
             return _take_back(options, session, there, progress)
         target = _target(options, there)
+        manifest = manifests.read(there.gateways.objects, target.manifest)
+        rolling.check(session, there, Target(manifest), progress)
         if options.dry_run:
             session.prose(f"would release {target.system} of release {target.number} again")
             return 0

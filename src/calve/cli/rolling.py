@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     from calve.fleet.release import Release
     from calve.fleet.verdict import Verdict
     from calve.progress import Progress
+    from calve.rollout.facts import Target
     from calve.rollout.run import Rollout
     from calve.rollout.start import Closure
 
-__all__ = ["add_rollout", "confirm", "finish", "put", "taken_up", "under_way"]
+__all__ = [
+    "add_rollout",
+    "check",
+    "confirm",
+    "finish",
+    "put",
+    "rules_of",
+    "taken_up",
+    "under_way",
+]
 
 
 def add_rollout(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +103,26 @@ def confirm(session: Session, question: str) -> None:
         raise CancelledError("nothing was changed")
 
 
+def check(session: Session, there: Opened, target: Target, progress: Progress) -> None:
+    """Refuse what AWS would let fail an hour later; say what is only doubtful.
+
+    Raises:
+        AccessError: the caller lacks a permission, and nothing else stands against it.
+        UsageError: something else does.
+    """
+    from calve.progress import Fact
+    from calve.rollout.facts import Sources, gather
+    from calve.rollout.preflight import check as checked
+    from calve.rollout.preflight import refuse
+
+    sources = Sources.of(there.gateways, there.aws)
+    found = checked(gather(sources, there.fleet, target, cancel=session.cancel))
+    for one in found:
+        text = "" if one.refuses else f"warning: {one.message}"
+        progress(Fact("preflight", text, asdict(one)))
+    refuse(found, there.fleet.group)
+
+
 def put(
     options: argparse.Namespace,
     session: Session,
@@ -101,6 +131,7 @@ def put(
     closure: Closure,
 ) -> int:
     """Put a closure that is in the cache on the fleet, and watch; return the exit code."""
+    from calve.progress import Note
     from calve.rollout.deploy import begun
     from calve.rollout.run import Host
 
@@ -115,9 +146,11 @@ def put(
         release = rollout.release
         verdict = _run(session, rollout, lambda: rollout.run(detach=options.detach))
     if verdict is None:
-        session.prose(
-            f"release {release.number} goes on. Nobody judges it before AWS's own hour is over, unless"
-            f" `calve guard {there.fleet.name}` runs somewhere, or `calve attach {there.fleet.name}`."
+        progress(
+            Note(
+                f"release {release.number} goes on. Nobody judges it before AWS's own hour is over, unless"
+                f" `calve guard {there.fleet.name}` runs somewhere, or `calve attach {there.fleet.name}`."
+            )
         )
     return finish(options, session, release, verdict)
 

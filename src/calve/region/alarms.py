@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from calve.region.cbor import CLOUDWATCH, Instant
+from calve.region.awsjson import CLOUDWATCH
 from calve.region.names import arn
 from calve.region.query import page
 
@@ -90,5 +90,5 @@ class Alarms:
             "ActionsEnabled": True,
             "StateValue": one.state,
             "StateReason": one.reason,
-            "StateUpdatedTimestamp": Instant(one.changed_at),
+            "StateUpdatedTimestamp": one.changed_at,
         }

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError
-from calve.region import cbor, front, groups, targets
+from calve.region import awsjson, front, groups, targets
 from calve.region import group as parts
 from calve.region.access import Call
 from calve.region.alarms import Alarms
@@ -212,7 +212,7 @@ class Cloud:
         with self._lock:
             self._requests += 1
             request_id = activity_uuid(self._seed, "request", self._requests)
-        dialect = cbor.CLOUDWATCH if cbor.speaks(request) else self.ec2.dialect
+        dialect = awsjson.CLOUDWATCH if awsjson.speaks(request) else self.ec2.dialect
         try:
             asked = front.read(request)
             service = self._services.get(asked.version)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calve.region import cbor
+from calve.region import awsjson
 from calve.region.query import parse
 from calve.region.signature import Refusal
 
@@ -44,7 +44,7 @@ def read(request: Request) -> Asked:
         body = request.body.read_all(BODY_BYTES)
     except ValueError as error:
         raise Refusal(413, "RequestEntityTooLarge", str(error)) from None
-    form = cbor.read(request, body) if cbor.speaks(request) else parse(body)
+    form = awsjson.read(request, body) if awsjson.speaks(request) else parse(body)
     version, action = (form.pop(name, "") for name in ("Version", "Action"))
     return Asked(version if isinstance(version, str) else "", str(action), form, body)
 

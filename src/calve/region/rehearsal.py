@@ -135,7 +135,6 @@ def simulate(plan: Plan, script_of: Callable[[Launch], Script]) -> Rehearsal:
         raise DeadlineError("the old instances did not come into service")
     stage.begin()
     clock.wait(stage.over, plan.most_s)
-    stage.machines.close()
     return Rehearsal(tuple(stage.samples), tuple(stage.events), stage.group)
 
 

@@ -39,7 +39,7 @@ class ScriptedBalancer:
     """See `balancer.Balancer`.
 
     Args:
-        clock: Drives it, from now on.
+        clock: Drives it, from now on until `close`.
         machines: What it balances.
         drain_s: Requests of a target in drain are under way for so long.
     """
@@ -56,7 +56,7 @@ class ScriptedBalancer:
         self._shown: Mapping[str, Check] | None = None
         self._due: list[tuple[float, str]] = []
         machines.watch(self._changed)
-        clock.drive(self.step)
+        self._undrive = clock.drive(self.step)
 
     def step(self) -> float | None:
         """Bring checks to now; see `virtual.Step`."""
@@ -100,6 +100,10 @@ class ScriptedBalancer:
         self._targets.pop(target_id, None)
         self._checks.pop(target_id, None)
         self._shown = None
+
+    def close(self) -> None:
+        """Leave the clock; idempotent."""
+        self._undrive()
 
     @property
     def _interval_s(self) -> float:

@@ -48,6 +48,8 @@ ALIAS: Final = "resolve:ssm:"
 _STACK: Final = "aws:cloudformation:stack-name"
 _PULLED: Final = (Delivery.INITRD, Delivery.USER_DATA_PULL)
 _NEWEST: Final = 6
+_NEEDS: Final = "the caller needs "
+"""What a gateway's hint begins with where a permission is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,23 +201,23 @@ class _Look:
         self._permissions(group, template)
         subnets = self._subnets()
         return Facts(
-            fleet,
-            group,
-            self._sources.network.region,
-            template,
-            self._ask("the hooks", lambda: gateways.scaling.hooks(group.name), needed=True),
-            self._refresh(group),
-            image,
-            self._instance_type(template),
-            closure,
-            self._image_boot(image),
-            self._user_data_bytes(template),
-            _has_endpoint(template),
-            self._alarms(),
-            self._stack(group),
-            subnets,
-            self._endpoints(subnets),
-            tuple(self._gaps),
+            fleet=fleet,
+            group=group,
+            region=self._sources.network.region,
+            template=template,
+            hooks=self._ask("the hooks", lambda: gateways.scaling.hooks(group.name), needed=True),
+            refresh=self._refresh(group),
+            image=image,
+            instance_type=self._instance_type(template),
+            closure=closure,
+            image_boot=self._image_boot(image),
+            user_data_bytes=self._user_data_bytes(template),
+            hook_endpoint=_has_endpoint(template),
+            alarms=self._alarms(),
+            stack=self._stack(group),
+            subnets=subnets,
+            endpoints=self._endpoints(subnets),
+            gaps=tuple(self._gaps),
         )
 
     def _ask(self, what: str, call: Callable[[], T], *, needed: bool = False) -> T | None:
@@ -225,7 +227,7 @@ class _Look:
         except CancelledError:
             raise
         except AccessError as error:
-            permission = (error.hint or "").removeprefix("the caller needs ")
+            _, _, permission = (error.hint or "").partition(_NEEDS)
             self._gaps.append(Gap(what, error.message, permission, needed))
         except CalveError as error:
             self._gaps.append(Gap(what, str(error)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from calve.contract.abi import PLAIN, Refuse, Running, decide
 from calve.contract.userdata import LIMIT_BYTES
+from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery
 from calve.fleet.plan import surge
 from calve.nix.storepath import STORE_DIR, StorePath
@@ -22,7 +23,7 @@ from calve.rollout.start import HOOK
 if TYPE_CHECKING:
     from calve.contract.abi import Wanted
 
-__all__ = ["PERMISSION", "Problem", "check"]
+__all__ = ["PERMISSION", "Problem", "check", "refuse"]
 
 PERMISSION: Final = "permission"
 """The code of what only somebody who gives permissions can change."""
@@ -60,6 +61,25 @@ class Problem:
 def check(facts: Facts) -> tuple[Problem, ...]:
     """Return what is wrong, in the order of the rules; nothing where all is well."""
     return tuple(problem for rule in _RULES for problem in rule(facts))
+
+
+def refuse(problems: tuple[Problem, ...], place: object = None) -> None:
+    """Raise where one of them refuses.
+
+    Args:
+        problems: of `check`.
+        place: for the message: the fleet's name.
+
+    Raises:
+        AccessError: it is for want of permissions alone.
+        UsageError: it is not.
+    """
+    found = [one for one in problems if one.refuses]
+    if not found:
+        return
+    kind = AccessError if all(one.code == PERMISSION for one in found) else UsageError
+    hint = "; ".join(dict.fromkeys(one.hint for one in found if one.hint))
+    raise kind("; ".join(one.message for one in found), place=place, hint=hint or None)
 
 
 def _refused(code: str, message: str, hint: str) -> Problem:
@@ -306,7 +326,9 @@ def _health(facts: Facts) -> Iterator[Problem]:
             f"aws autoscaling update-auto-scaling-group --auto-scaling-group-name {group.name}"
             " --health-check-type ELB",
         )
-    if rules.warmup_s == 0 and group.warmup_s is None and group.desired:
+    # A machine whose launch hook waits until it is healthy needs none.
+    held = any(one.name == HOOK and one.launching for one in facts.hooks or ())
+    if rules.warmup_s == 0 and group.warmup_s is None and group.desired and not held:
         how = surge(group.desired, rules)
         each_s = _WITHIN_S if facts.fleet.health is None else facts.fleet.health.within_s
         yield _warned(

@@ -97,7 +97,7 @@ def operator(place, tmp_path):
 
 def test_deploy_then_rollback_to_the_one_before(operator, tmp_path):
     place = operator.place
-    place.scripts |= {2: lambda _launch: good(20.0), 3: lambda _launch: good(20.0)}
+    place.scripts |= {number: lambda _launch: good(20.0) for number in (2, 3, 4)}
     github = tmp_path / "github"
     code, out, err = operator.run(
         "deploy", "web", "--yes", "--json", system=2, GITHUB_OUTPUT=str(github)
@@ -112,11 +112,24 @@ def test_deploy_then_rollback_to_the_one_before(operator, tmp_path):
     code, out, err = operator.run("deploy", "web", "--yes", system=2)
     assert (code, operator.refresh().version) == (0, "2"), err
     assert "nothing is to be done" in out
+    assert operator.run("deploy", "web", "--yes", system=3)[0] == 0
     code, out, err = operator.run("rollback", "web", "--yes", "--json")
     assert code == 0, err
-    assert json.loads(out)["release"] == 3
-    assert releases.live(place.objects, "web").repeats == 1
-    assert place.versions() == ["3", "3"]
+    assert json.loads(out)["release"] == 4
+    assert releases.live(place.objects, "web").repeats == 2
+    assert place.versions() == ["4", "4"]
+
+
+def test_what_would_fail_an_hour_later_is_refused_before_anything_changed(operator):
+    operator.place.gateways.scaling._client.suspend_processes(
+        AutoScalingGroupName="web", ScalingProcesses=["Launch"]
+    )
+    code, out, err = operator.run("deploy", "web", "--yes", system=2)
+    assert (code, out) == (2, ""), err
+    assert "Launch" in err
+    assert "resume-processes" in err
+    assert operator.refresh() is None
+    assert not list(operator.place.objects.list("nar/"))
 
 
 def test_a_bad_release_exits_with_9_and_its_last_words(operator):

@@ -9,7 +9,7 @@ from calve.errors import CalveError, DeadlineError
 from calve.region.group import Rules
 from calve.region.refresh import Preferences, Status
 from calve.region.rehearsal import Plan, simulate
-from calve.region.scripts import fails, good, serves_500
+from calve.region.scripts import dies_after, fails, good, serves_500
 
 CAREFUL = Preferences(100, 110, 30.0)
 
@@ -88,6 +88,23 @@ def test_refused_launches_are_tried_again():
     assert told.refresh.status is Status.SUCCESSFUL
     failed = [one for one in told.group.activities.values() if one.status == "Failed"]
     assert [one.message for one in failed] == ["no room. Launching EC2 instance failed."] * 3
+
+
+def test_a_new_machine_that_dies_is_replaced_too():
+    scripts = iter([dies_after(60, 40)])
+    told = simulate(Plan(10, CAREFUL), lambda _launch: next(scripts, good(40)))
+    assert told.refresh.status is Status.SUCCESSFUL
+    assert told.samples[-1].healthy == 10
+    assert sum(event.state == "InService" for event in told.events) == 11
+    # EC2's own check comes before the balancer's.
+    assert not any(event.state == "unhealthy" for event in told.events)
+
+
+def test_it_ends_with_the_refresh():
+    told = simulate(Plan(10, CAREFUL), lambda _launch: dies_after(5000))
+    assert told.refresh.status is Status.SUCCESSFUL
+    assert told.samples[-1].lifecycles == {"InService": 10}
+    assert max(event.at_s for event in told.events) <= told.samples[-1].at_s < 5000
 
 
 def test_it_ends_with_its_time_whatever_is():

@@ -31,9 +31,9 @@ class Place:
         self.machines = ScriptedMachines(
             self.clock,
             lambda _launch: self.script,
-            complete=lambda one, data, result: self._tell(one, data, result),
+            complete=self._tell,
             beat=lambda one, data: self._tell(one, data, "beat"),
-            report=lambda one, data, text: self._tell(one, data, text),
+            report=self._tell,
         )
         self.balancer = ScriptedBalancer(self.clock, self.machines, drain_s=drain_s)
         self.balancer.start(HealthCheck("/", 10, 5, 3, 2))
@@ -90,7 +90,10 @@ def test_a_good_machine_serves_completes_and_reports(place):
 
 def test_a_failing_machine_beats_abandons_and_powers_off(place):
     place.launch(fails("disk-small", "no room", 10, hold_s=130)).to(300)
-    what = [(at, "report" if isinstance(said, str) and "@@" in said else said) for at, _, said in place.told]
+    what = [
+        (at, "report" if isinstance(said, str) and "@@" in said else said)
+        for at, _, said in place.told
+    ]
     assert what == [(10, "report"), (60, "beat"), (120, "beat"), (140, Result.ABANDON)]
     assert not place.machines.running("i-1")
     assert '"code":"disk-small"' in place.console().splitlines()[-1]
@@ -236,10 +239,22 @@ def test_a_thousand_machines_cost_what_happens_to_them(place):
     assert len(looks) < 60
 
 
+def test_nobody_looks_again_for_what_an_ended_machine_would_have_done(place):
+    place.launch(good(40)).to(1)
+    place.machines.terminate("i-1")
+    looks = []
+    place.clock.drive(lambda: looks.append(place.at_s))
+    place.to(100)
+    assert looks == [1, 100]
+
+
 def test_close_ends_all_and_leaves_the_clock(place):
     place.launch(good(40)).to(10)
-    place.machines.close()
-    place.machines.close()
+    for one in (place.machines, place.balancer):
+        one.close()
+        one.close()
     assert not place.machines.running("i-1")
     place.to(100)
+    assert place.told == []
+    place.launch(good(1)).to(200)
     assert place.told == []

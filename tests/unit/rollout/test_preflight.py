@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime as dt
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +13,12 @@ from calve.aws.network import Subnet
 from calve.aws.refreshes import Refresh
 from calve.aws.types import Bootable, InstanceType
 from calve.contract.abi import Abi, Bootspec, Wanted
+from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery, Fleet, Health, Rollout
 from calve.nix.storepath import StorePath
 from calve.rollout.closure import Closure
 from calve.rollout.facts import Facts, Gap
-from calve.rollout.preflight import check
+from calve.rollout.preflight import check, refuse
 from calve.rollout.start import HOOK
 
 TOP = StorePath.parse(f"/nix/store/{'d' * 32}-nixos-system-web-25.11")
@@ -114,7 +117,7 @@ WARNED = [
     ("no-surge", {"fleet__rollout__max_healthy_percent": 100}),
     ("addresses", {"subnets": (subnet(free=3),)}),
     ("health-check", {"group__health_check": "EC2"}),
-    ("warm-up", {"fleet__rollout__warmup_s": 0}),
+    ("warm-up", {"fleet__rollout__warmup_s": 0, "hooks": ()}),
     ("hook-continues", {"hooks": (Hook("dns", abandons=False),)}),
     ("hook-unchecked", {"subnets": None, "endpoints": None}),
     ("hook-unchecked", {"subnets": ()}),
@@ -225,7 +228,11 @@ def test_a_few_of_many_lost_paths_are_named():
 
 
 def test_without_a_warm_up_the_time_is_said():
-    rules = {"fleet__rollout__warmup_s": 0, "fleet__rollout__max_healthy_percent": 125}
+    rules = {
+        "fleet__rollout__warmup_s": 0,
+        "fleet__rollout__max_healthy_percent": 125,
+        "hooks": (),
+    }
     (found,) = check(having(**rules))
     assert "at most 840 s: 4 times 180 s, and 120 s of baking" in found.message
 
@@ -240,3 +247,32 @@ def test_the_subnets_that_lead_nowhere_are_named_with_what_is_missing():
     assert "subnet-2" in found.message
     assert "subnet-1" not in found.message
     assert ENDPOINT in found.hint
+
+
+def test_the_page_has_every_code_and_no_other():
+    page = (Path(__file__).parents[3] / "docs/how-to/doctor.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = {code for cell in cells for code in re.findall(r"`([a-z-]+)`", cell)}
+    assert named == {code for code, _ in REFUSED + WARNED}
+
+
+def test_a_deploy_is_refused_with_all_that_stands_against_it():
+    facts = having(group__version="$Latest", alarms={}, group__health_check="EC2")
+    with pytest.raises(UsageError) as caught:
+        refuse(check(facts), "web")
+    assert str(caught.value).startswith("web: the group launches from $Latest")
+    assert "no alarm errors" in caught.value.message
+    assert "health check" not in caught.value.message
+    assert "calve adopt" in caught.value.hint
+
+
+def test_permissions_alone_are_an_error_of_their_own():
+    denied = Gap("launching instances", "denied", "ec2:RunInstances", needed=True)
+    with pytest.raises(AccessError, match="launching instances"):
+        refuse(check(having(gaps=(denied,))))
+    with pytest.raises(UsageError):
+        refuse(check(having(gaps=(denied,), alarms={})))
+
+
+def test_warnings_refuse_nothing():
+    refuse(check(having(group__health_check="EC2")))
