@@ -30,4 +30,4 @@ def run(options: argparse.Namespace, session: Session) -> int:
     ):
         release = rolling.under_way(there)
         rollout = rolling.taken_up(options, session, there, progress, release)
-        return rolling.finish(options, session, release, rollout.run())
+        return rolling.finish(options, session, there, release, rollout.run())

@@ -34,5 +34,5 @@ def run(options: argparse.Namespace, session: Session) -> int:
         there.gateways.refreshes.cancel(there.fleet.group)
         rollout = rolling.taken_up(options, session, there, progress, release)
         verdict = rollout.run()
-        code = rolling.finish(options, session, release, verdict)
+        code = rolling.finish(options, session, there, release, verdict)
         return 0 if verdict is not None and verdict.outcome.value == "cancelled" else code

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         common.listen(session, options) as progress,
     ):
         there = rolling.rules_of(options, opened)
-        _check_delivery(there)
+        _check_delivery(there, options.image)
         system = plan.system_of(options, session, there.config, there.fleet, progress)
         found = _plan(options, session, there, system)
         if options.dry_run or not found.changes:
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         return rolling.put(options, session, there, progress, closure)
 
 
-def _check_delivery(there: Opened) -> None:
+def _check_delivery(there: Opened, image: str | None) -> None:
     from calve.fleet.config import Delivery
 
     if there.fleet.delivery not in {Delivery.INITRD, Delivery.IMAGE}:
@@ -73,6 +73,11 @@ def _check_delivery(there: Opened) -> None:
             f"fleet.{there.fleet.name}.delivery: {there.fleet.delivery.value} cannot be deployed yet",
             place=there.config.path,
             hint="initrd and image can",
+        )
+    if there.fleet.delivery is Delivery.IMAGE and image is None:
+        raise UsageError(
+            f"fleet.{there.fleet.name}.delivery is image, and no image is named",
+            hint="calve image build and calve image publish make one; then --image AMI",
         )
 
 

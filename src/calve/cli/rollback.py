@@ -75,7 +75,7 @@ def _take_back(
     ends.write_reason(there.gateways.objects, release.fleet, release.number, reason)
     rollout = rolling.taken_up(options, session, there, progress, release)
     verdict = rollout.run(detach=options.detach)
-    code = rolling.finish(options, session, release, verdict)
+    code = rolling.finish(options, session, there, release, verdict)
     # What was asked for has come about: that is no failure here.
     return 0 if code == 9 else code
 

@@ -9,12 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calve.cli import common
+from calve.cli import common, diff
 from calve.cli.fleet_options import Opened
 from calve.cli.session import Session
 from calve.errors import CalveError, CancelledError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from calve.fleet.difference import Difference
     from calve.fleet.release import Release
     from calve.fleet.verdict import Verdict
     from calve.progress import Progress
@@ -152,7 +153,7 @@ def put(
                 f" `calve guard {there.fleet.name}` runs somewhere, or `calve attach {there.fleet.name}`."
             )
         )
-    return finish(options, session, release, verdict)
+    return finish(options, session, there, release, verdict)
 
 
 def _run(session: Session, rollout: Rollout, go: Callable[[], Verdict | None]) -> Verdict | None:
@@ -198,36 +199,63 @@ def taken_up(
 
 
 def finish(
-    options: argparse.Namespace, session: Session, release: Release, verdict: Verdict | None
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    release: Release,
+    verdict: Verdict | None,
 ) -> int:
     """Print what came of a release, tell GitHub where it runs us, and return the exit code."""
+    from calve.fleet.verdict import Outcome
     from calve.ui.text import one_line, sanitize
 
-    document = _document(release, verdict)
+    went_well = verdict is None or verdict.outcome is Outcome.RELEASED
+    changed = None if went_well else _changed(there, release)
+    document = _document(release, verdict, changed)
     _tell_github(document)
     if options.json:
         session.document(document)
-    else:
-        session.result(one_line(f"release {release.number} {document['outcome']}"))
-        reason = None if verdict is None else verdict.reason
-        if reason is not None:
-            session.prose(one_line(f"reason: {reason.text}"))
-            for line in reason.failures[0].lines if reason.failures else ():
-                session.prose(f"  {sanitize(line)}")
-            if reason.failures:
-                session.prose(
-                    one_line(f"calve explain {reason.failures[0].code} says what that is")
-                )
+        return 0 if verdict is None else verdict.outcome.exit_code
+    session.result(one_line(f"release {release.number} {document['outcome']}"))
+    reason = None if verdict is None else verdict.reason
+    if reason is not None:
+        session.prose(one_line(f"reason: {reason.text}"))
+        for line in reason.failures[0].lines if reason.failures else ():
+            session.prose(f"  {sanitize(line)}")
+        if reason.failures:
+            session.prose(one_line(f"calve explain {reason.failures[0].code} says what that is"))
+    if changed is not None:
+        session.prose("what it had changed:")
+        diff.show(changed, session.err)
     return 0 if verdict is None else verdict.outcome.exit_code
 
 
-def _document(release: Release, verdict: Verdict | None) -> dict[str, Any]:
+def _changed(there: Opened, release: Release) -> Difference | None:
+    """Return what a release had changed against the live one; None where a manifest is gone, or nothing is live."""
+    from calve.cache import manifest as manifests
+    from calve.fleet import history
+    from calve.fleet.difference import difference
+
+    objects = there.gateways.objects
+    live = history.live(objects, release.fleet)
+    if live is None or live.manifest == release.manifest:
+        return None
+    try:
+        return difference(*(manifests.read(objects, one.manifest) for one in (live, release)))
+    except NotFoundError:
+        return None
+
+
+def _document(
+    release: Release, verdict: Verdict | None, changed: Difference | None
+) -> dict[str, Any]:
     return {
         "fleet": release.fleet,
         "release": release.number,
         "system": release.system,
         "outcome": "started" if verdict is None else verdict.outcome.value,
         "verdict": None if verdict is None else verdict.document(),
+        "difference": None if changed is None else changed.document(),
     }
 
 

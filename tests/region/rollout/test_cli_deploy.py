@@ -141,6 +141,7 @@ def test_a_bad_release_exits_with_9_and_its_last_words(operator):
     assert "\x1b" not in err
     assert "calve explain signature" in err
     assert operator.place.versions() == ["1", "1"]
+    assert "what it had changed" not in err, "release 1 has no manifest"
 
 
 def test_killed_after_the_refresh_began_a_guard_takes_over(operator):

@@ -458,7 +458,9 @@ def test_without_health_checks_nobody_is_found_ill():
     sim.pass_s(1000)
     (one,) = sim.group.instances.values()
     assert not one.sick
+    assert len(sim.launches) == 1
     assert resumed(sim).run(settled)
+    assert len(sim.launches) == 2
 
 
 def test_without_adding_to_the_balancer_new_ones_stay_outside():
@@ -482,6 +484,16 @@ def test_a_suspended_refresh_goes_on_and_has_an_hour_again():
     assert resumed(sim).run(done)
     assert sim.refresh.status is Status.SUCCESSFUL
     assert sim.versions() == ["2", "2"]
+
+
+def test_a_bad_release_has_another_hour_after_it_was_suspended():
+    sim = started(1, plan=lambda version, _count: Plan(boot_s=20.0 if version == "1" else None))
+    sim.start()
+    sim.pass_s(3000)
+    suspended(sim, "InstanceRefresh").pass_s(3000)
+    began = sim.now
+    assert resumed(sim).run(done)
+    assert (sim.refresh.status, sim.now - began) == (Status.FAILED, 3600.0)
 
 
 def test_all_processes_are_suspended_where_none_is_named():
