@@ -129,7 +129,7 @@ def _forward(refresh: Refresh, scene: _Scene) -> Decision:
     if not refresh.began:
         refresh = _begin(refresh, scene)
     sides = _split(refresh, scene.members, lambda one: one.id in refresh.old)
-    left = _left(sides, scene.desired)
+    left, before = _left(sides, scene.desired), refresh.reason
     refresh = _measured(refresh, sides, min(left, refresh.remaining), scene)
     going = bool(scene.leaving & refresh.old)
     final = refresh.total - _quota(refresh, -1)
@@ -137,7 +137,9 @@ def _forward(refresh: Refresh, scene: _Scene) -> Decision:
         if not going:
             return Decision(_complete(refresh, scene.now))
     elif _stalls(refresh, sides, scene):
-        return Decision(fail(refresh, _gave_up(refresh, scene.give_up_s), scene.now))
+        return Decision(
+            fail(refresh, _gave_up(refresh.reason or before, scene.give_up_s), scene.now)
+        )
     elif not going:
         refresh = _paused(refresh, refresh.total - left, scene.now)
     if any(scene.alarms.get(one) != "OK" for one in refresh.preferences.alarms):
@@ -204,14 +206,16 @@ def _backward(refresh: Refresh, scene: _Scene) -> Decision:
     """Undo: what was launched since it began and is not of the group's own version goes."""
     there = refresh.old | refresh.kept
     sides = _split(refresh, scene.members, lambda one: not one.matches and one.id not in there)
-    left = _left(sides, scene.desired)
+    left, before = _left(sides, scene.desired), refresh.reason
     undone = refresh.total - min(left, refresh.total - refresh.remaining)
     refresh = _measured(refresh, sides, undone, scene)
     if not refresh.began or (left <= 0 and not scene.leaving - there):
         done = replace(refresh, remaining=refresh.total)
         return Decision(_ended(done, Status.ROLLBACK_SUCCESSFUL, scene.now))
     if left > 0 and _stalls(refresh, sides, scene):
-        return Decision(fail(refresh, _gave_up(refresh, scene.give_up_s), scene.now))
+        return Decision(
+            fail(refresh, _gave_up(refresh.reason or before, scene.give_up_s), scene.now)
+        )
     return _replaced(refresh, sides, 0, scene)
 
 
@@ -289,10 +293,10 @@ def _stalls(refresh: Refresh, sides: _Sides, scene: _Scene) -> bool:
     )
 
 
-def _gave_up(refresh: Refresh, give_up_s: float) -> str:
+def _gave_up(reason: str | None, give_up_s: float) -> str:
     return (
         f"No replacement instance became healthy within {give_up_s:.0f} seconds. "
-        f"{refresh.reason or ''}".strip()
+        f"{reason or ''}".strip()
     )
 
 

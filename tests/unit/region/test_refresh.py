@@ -419,7 +419,7 @@ def test_a_bad_release_is_undone_after_an_hour_where_it_is_to_be():
     fleet.start(AutoRollback="true")
     fleet.until(lambda one: one.refresh.rolls_back)
     assert fleet.now - began == HOUR_S
-    assert "within 3600 seconds" in fleet.refresh.rollback.reason
+    assert "within 3600 seconds. Waiting for remaining" in fleet.refresh.rollback.reason
     fleet.until(done)
     assert fleet.refresh.status is Status.ROLLBACK_SUCCESSFUL
     assert fleet.versions() == "11"
