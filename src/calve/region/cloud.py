@@ -32,9 +32,11 @@ from calve.region.elb import Elb
 from calve.region.group import Group, Rules, World
 from calve.region.message import Request, Response
 from calve.region.names import activity_uuid
+from calve.region.profiles import Profiles
 from calve.region.query import Action, Dialect, Params, Service
 from calve.region.signature import Refusal
 from calve.region.storage import Storage
+from calve.region.tags import Tags
 from calve.tasks import Group as Threads
 
 if TYPE_CHECKING:
@@ -117,12 +119,14 @@ class Cloud:
         self.ec2 = Ec2(zone, self._consoles.show, self.storage.images.launch, seed)
         self.elb = Elb(region, self._is_running, balancer.start)
         self.alarms = Alarms(region, self._now)
+        self.profiles = Profiles(self._now)
         states = self.alarms.states
         lookups = Lookups(self.ec2.template, self._type_of, self.elb.group, states)
         self.autoscaling = AutoScaling(region, zone, lookups)
         self._services: dict[str, _Merged] = {}
         services: list[Service] = [self.ec2, self.autoscaling, self.elb, self.alarms]
-        services += [InstanceTypes(), *self.storage.services]
+        services += [InstanceTypes(), self.profiles, *self.storage.services]
+        services.append(Tags({**self.storage.shelves, "lt": self.ec2.shelf}))
         for one in services:
             known = self._services.setdefault(one.dialect.version, _Merged(one.dialect, {}))
             known.actions.update(one.actions)

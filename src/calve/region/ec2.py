@@ -20,7 +20,7 @@ from calve.region.machine import Launch
 from calve.region.names import ACCOUNT, identifier
 from calve.region.query import EC2, Action, Params, Replays, filters, page, time_of
 from calve.region.signature import Refusal
-from calve.region.tags import tag_set
+from calve.region.tags import Shelf, specified, tag_set
 from calve.region.templates import LaunchTemplate, TemplateSpec, Version, check_data, user_data
 
 __all__ = ["Ec2", "Instance", "State"]
@@ -137,6 +137,19 @@ class Ec2:
             f"The specified launch template, with template name {name}, does not exist.",
         )
 
+    @property
+    def shelf(self) -> Shelf:
+        """Return where the tags of launch templates are."""
+        return Shelf(
+            "launch-template",
+            "InvalidLaunchTemplateId.NotFound",
+            lambda: {one.id: one.tags for one in self.templates.values()},
+            self._put_tags,
+        )
+
+    def _put_tags(self, template_id: str, tags: Mapping[str, str]) -> None:
+        self.templates[template_id] = replace(self.templates[template_id], tags=dict(tags))
+
     def launch(
         self,
         instance_id: str,
@@ -213,6 +226,7 @@ class Ec2:
     def _create_template(self, params: Params, now: float) -> Mapping[str, Any]:
         name, token = params.need("LaunchTemplateName"), params.text("ClientToken")
         description, data = params.text("VersionDescription"), params.raw("LaunchTemplateData")
+        tags = specified(params, "launch-template")["launch-template"]
         params.done()
         if not _NAME.fullmatch(name):
             raise Refusal(
@@ -223,7 +237,7 @@ class Ec2:
                 400, "MissingParameter", "The request must contain the parameter LaunchTemplateData"
             )
         check_data(data, description)
-        digest = _digest("create", name, description, data)
+        digest = _digest("create", name, description, data, tags)
         done = self._tokens.find(token, digest)
         if done is not None:
             return {"launchTemplate": _template(self.templates[done[0]])}
@@ -235,7 +249,7 @@ class Ec2:
             )
         template_id = identifier("lt", self._seed, name)
         version = Version(1, description, now, data)
-        made = LaunchTemplate(template_id, name, now, {1: version})
+        made = LaunchTemplate(template_id, name, now, {1: version}, tags=tags)
         self.templates[template_id] = made
         self._tokens.keep(token, digest, (template_id, 1))
         return {"launchTemplate": _template(made)}
@@ -383,6 +397,7 @@ def _template(template: LaunchTemplate) -> dict[str, Any]:
         "createdBy": f"arn:aws:iam::{ACCOUNT}:root",
         "defaultVersionNumber": template.default,
         "latestVersionNumber": template.latest,
+        "tagSet": tag_set(template.tags),
     }
 
 

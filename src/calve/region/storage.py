@@ -17,7 +17,7 @@ from calve.region.images import Images
 from calve.region.imports import TASKS_MOST, Imports
 from calve.region.signature import Refusal
 from calve.region.snapshots import SnapshotActions
-from calve.region.tags import Shelf, Tags
+from calve.region.tags import Shelf
 from calve.tasks import Group
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Storage:
 
     Attributes:
         services: What answers EC2's actions.
+        shelves: The tags of snapshots and images, by the prefix of their ids.
     """
 
     def __init__(
@@ -64,17 +65,14 @@ class Storage:
         self._owner = contextlib.ExitStack()
         self.images = Images(region, snapshots, self._images_of, seed)
         self.services: list[Service] = [self.images]
+        self.shelves = {
+            "snap": Shelf("snapshot", "InvalidSnapshot.NotFound", self._tags, self._put_tags),
+            "ami": Shelf("image", "InvalidAMIID.NotFound", self.images.tags, self.images.put_tags),
+        }
         if snapshots is not None:
-            shelves = {
-                "snap": Shelf("snapshot", "InvalidSnapshot.NotFound", self._tags, self._put_tags),
-                "ami": Shelf(
-                    "image", "InvalidAMIID.NotFound", self.images.tags, self.images.put_tags
-                ),
-            }
-            self.services += [
-                SnapshotActions(snapshots, self._snapshots_of, self.images.users),
-                Tags(shelves),
-            ]
+            self.services.append(
+                SnapshotActions(snapshots, self._snapshots_of, self.images.users)
+            )
         if snapshots is not None and objects is not None:
             threads = self._owner.enter_context(Group("region-imports", limit=TASKS_MOST))
             imports = Imports(snapshots, objects, objects.principals, threads, seed)

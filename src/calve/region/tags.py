@@ -1,4 +1,4 @@
-"""EC2's tags: read, written, and the actions on those of snapshots and images.
+"""EC2's tags: read, written, and the actions on those of any resource.
 
 Source: EC2 API reference, CreateTags, DeleteTags, DescribeTags, TagSpecification; "Tag restrictions" (EC2 User
 Guide): 50 a resource, keys of 128 and values of 256 characters, no key that begins with `aws:`.

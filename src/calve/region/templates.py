@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calve.region.signature import Refusal
@@ -51,6 +52,7 @@ class LaunchTemplate:
     created_at: float
     versions: Mapping[int, Version]
     default: int = 1
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def latest(self) -> int:
