@@ -256,7 +256,12 @@ def test_without_its_group_nothing_can_be_said(place):
 
 
 @pytest.mark.parametrize(
-    ("state", "code"), [("ALARM", [("alarm-on", True)]), ("INSUFFICIENT_DATA", [])]
+    ("state", "code"),
+    [
+        ("OK", []),
+        ("ALARM", [("alarm-on", True)]),
+        ("INSUFFICIENT_DATA", [("alarm-on", True)]),
+    ],
 )
 def test_an_alarm_that_is_on_is_found(place, state, code):
     place.put()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calve.aws.session import needs
@@ -11,7 +12,7 @@ from calve.errors import UsageError
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from calve.aws.session import Session
 
@@ -28,11 +29,17 @@ class LaunchTemplate:
     name: str
     default_version: int
     latest_version: int
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateVersion:
-    """One version of a launch template; `user_data` decoded, b"" where it has none."""
+    """One version of a launch template; `user_data` decoded, b"" where it has none.
+
+    Attributes:
+        profile: The instance profile's name; None where it has none.
+        metadata_tokens: `required` or `optional`; None where it does not say.
+    """
 
     template_id: str
     number: int
@@ -40,6 +47,8 @@ class TemplateVersion:
     image_id: str | None
     instance_type: str | None
     user_data: bytes
+    profile: str | None = None
+    metadata_tokens: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,44 @@ class Ec2:
         )
         return _version(answer["LaunchTemplateVersion"])
 
+    @needs("ec2:CreateLaunchTemplateVersion", "ec2:DescribeLaunchTemplateVersions")
+    def require_tokens(self, template_id: str, source: int, description: str) -> TemplateVersion:
+        """Create a version from a numbered one, that gives metadata to IMDSv2 alone; all else is the source's.
+
+        Args:
+            template_id: The launch template.
+            source: The version's number.
+            description: What the version is found by again: one that has it already is returned.
+        """
+        made = self.find_version(template_id, description)
+        if made is not None:
+            return made
+        answer = self._client.describe_launch_template_versions(
+            LaunchTemplateId=template_id, Versions=[str(source)]
+        )
+        data = answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+        # A version's options replace the source's as a whole; their state is EC2's to say.
+        options = {k: v for k, v in data.get("MetadataOptions", {}).items() if k != "State"}
+        answer = self._client.create_launch_template_version(
+            LaunchTemplateId=template_id,
+            SourceVersion=str(source),
+            VersionDescription=description,
+            LaunchTemplateData={"MetadataOptions": {**options, "HttpTokens": "required"}},
+        )
+        return _version(answer["LaunchTemplateVersion"])
+
+    @needs("ec2:CreateTags")
+    def tag_template(self, template_id: str, tags: Mapping[str, str]) -> None:
+        """Give a launch template tags, in place of those of the same keys; its instances do not get them."""
+        pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
+        self._client.create_tags(Resources=[template_id], Tags=pairs)
+
+    @needs("ec2:DescribeLaunchTemplates")
+    def template_of(self, template_id: str) -> LaunchTemplate:
+        """Find a launch template by its id; NotFoundError where there is none."""
+        answer = self._client.describe_launch_templates(LaunchTemplateIds=[template_id])
+        return _template(answer["LaunchTemplates"][0])
+
     @needs("ec2:DescribeLaunchTemplates")
     def template(self, name: str) -> LaunchTemplate:
         """Find a launch template by its name; NotFoundError where there is none."""
@@ -197,11 +244,13 @@ def _template(item: dict[str, Any]) -> LaunchTemplate:
         item["LaunchTemplateName"],
         item["DefaultVersionNumber"],
         item["LatestVersionNumber"],
+        {tag["Key"]: tag["Value"] for tag in item.get("Tags", ())},
     )
 
 
 def _version(item: dict[str, Any]) -> TemplateVersion:
     data = item["LaunchTemplateData"]
+    profile = data.get("IamInstanceProfile", {})
     return TemplateVersion(
         item["LaunchTemplateId"],
         item["VersionNumber"],
@@ -209,6 +258,8 @@ def _version(item: dict[str, Any]) -> TemplateVersion:
         data.get("ImageId"),
         data.get("InstanceType"),
         base64.b64decode(data.get("UserData", "")),
+        profile.get("Name") or str(profile.get("Arn", "")).rpartition("/")[2] or None,
+        data.get("MetadataOptions", {}).get("HttpTokens"),
     )
 
 

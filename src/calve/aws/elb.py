@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from calve.aws.session import needs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from calve.aws.session import Session
 
 __all__ = ["Elb", "TargetGroup", "TargetHealth"]
@@ -15,11 +17,12 @@ __all__ = ["Elb", "TargetGroup", "TargetHealth"]
 
 @dataclass(frozen=True, slots=True)
 class TargetGroup:
-    """A target group of instances that are asked by HTTP."""
+    """A target group of instances that are asked by HTTP; `balancers` are the ARNs of the load balancers before it."""
 
     arn: str
     name: str
     path: str
+    balancers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,15 @@ class Elb:
         answer = self._client.describe_target_groups(Names=[name])
         return _target_group(answer["TargetGroups"][0])
 
+    @needs("elasticloadbalancing:DescribeTargetGroups")
+    def target_groups(self, arns: Iterable[str]) -> tuple[TargetGroup, ...]:
+        """Describe target groups by their ARNs; NotFoundError where one is missing."""
+        wanted = list(arns)
+        if not wanted:
+            return ()
+        answer = self._client.describe_target_groups(TargetGroupArns=wanted)
+        return tuple(map(_target_group, answer["TargetGroups"]))
+
     @needs("elasticloadbalancing:DescribeTargetHealth")
     def health(self, arn: str) -> tuple[TargetHealth, ...]:
         """Return the health of all targets of a target group."""
@@ -106,4 +118,9 @@ class Elb:
 
 
 def _target_group(item: dict[str, Any]) -> TargetGroup:
-    return TargetGroup(item["TargetGroupArn"], item["TargetGroupName"], item["HealthCheckPath"])
+    return TargetGroup(
+        item["TargetGroupArn"],
+        item["TargetGroupName"],
+        item.get("HealthCheckPath", ""),
+        tuple(item.get("LoadBalancerArns", ())),
+    )

@@ -71,7 +71,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
         "machine_role": _DOCTORS,
         "stack_status": _DOCTORS,
     },
-    Alarms: {"states": _READERS},
+    Alarms: {"states": _READERS, "watch_errors": ADMINISTRATOR},
     AutoScaling: {
         "create_group": SHOW,
         "group": _READERS,
@@ -117,6 +117,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
     Elb: {
         "create_target_group": SHOW,
         "target_group": _READERS,
+        "target_groups": ADMINISTRATOR,
         "health": _READERS,
     },
     Images: {

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["Access", "Call", "denial"]
 
 
+_IN_POLICIES = {"monitoring": "cloudwatch"}
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a request asks for.
 
     Attributes:
-        service: As in a credential's scope, and in front of the action in policies.
+        service: As in a credential's scope; policies name most services the same way.
         resource: The ARN that a policy has to allow; `*` for an action that is about none.
         payload_sha256: Of the body, in hexadecimal.
     """
@@ -69,7 +72,7 @@ class Access:
             )
         except Refusal as refusal:
             raise _unverified(refusal, call.service) from None
-        action = f"{call.service}:{call.action}"
+        action = f"{_IN_POLICIES.get(call.service, call.service)}:{call.action}"
         if not self._principals.allows(identity, action, call.resource):
             raise _denied(identity, action, call)
         return identity

@@ -1,8 +1,9 @@
-"""A tiny CloudWatch: alarms whose state the simulation sets, and DescribeAlarms.
+"""A tiny CloudWatch: alarms whose state the simulation sets, DescribeAlarms and PutMetricAlarm.
 
     cloud.alarms.set("web-5xx", "ALARM", "Threshold Crossed: 1 datapoint was greater than the threshold")
 
-Source: Amazon CloudWatch API reference (2010-08-01), DescribeAlarms, MetricAlarm. There are no metrics.
+Source: Amazon CloudWatch API reference (2010-08-01), DescribeAlarms, PutMetricAlarm, MetricAlarm. There are no metrics: a
+new alarm has INSUFFICIENT_DATA, as on AWS until it was evaluated, and stays so until it is set.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Alarms:
         self._alarms: dict[str, _Alarm] = {}
         self._states: dict[str, str] = {}
         self.states: Mapping[str, str] = MappingProxyType(self._states)
-        self.actions: Mapping[str, Action] = {"DescribeAlarms": self._describe}
+        self.actions: Mapping[str, Action] = {
+            "DescribeAlarms": self._describe,
+            "PutMetricAlarm": self._put,
+        }
 
     def set(self, name: str, state: str, reason: str = "") -> None:
         """Put an alarm into a state, and make it where there is none of that name; thread-safe.
@@ -82,6 +86,17 @@ class Alarms:
         params.done()
         rows = [self._row(one) for one in shown]
         return {"MetricAlarms": rows, "CompositeAlarms": [], "NextToken": token}
+
+    def _put(self, params: Params, _now: float) -> Mapping[str, Any]:
+        name = params.need("AlarmName")
+        for text in ("AlarmDescription", "ComparisonOperator", "TreatMissingData", "Threshold"):
+            params.text(text)
+        params.integer("EvaluationPeriods", 1, 1000)
+        for one in params.structs("Metrics"):
+            one.need("Id")
+        if name not in self._alarms:
+            self.set(name, "INSUFFICIENT_DATA", "Unchecked: Initial alarm creation")
+        return {}
 
     def _row(self, one: _Alarm) -> dict[str, Any]:
         return {

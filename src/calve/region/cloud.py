@@ -147,14 +147,16 @@ class Cloud:
     def target_lifecycle(self, instance_id: str) -> str | None:
         """Return where an instance's group wants it, as its metadata says; None where it is in no group.
 
-        `InService` from its launch on, `Terminated` once it is to go (EC2 Auto Scaling User Guide, "Retrieve the
+        `InService` from its launch on, `Terminated` once it is to go, `Standby` (EC2 Auto Scaling User Guide, "Retrieve the
         target lifecycle state through instance metadata").
         """
         with self._lock:
             one = self.autoscaling.instance(instance_id)
         if one is None:
             return None
-        return "Terminated" if one.lifecycle.leaving else "InService"
+        if one.lifecycle.leaving:
+            return "Terminated"
+        return "Standby" if one.lifecycle.aside else "InService"
 
     def __enter__(self) -> Self:
         self._threads.__enter__()

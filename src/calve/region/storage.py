@@ -70,9 +70,7 @@ class Storage:
             "ami": Shelf("image", "InvalidAMIID.NotFound", self.images.tags, self.images.put_tags),
         }
         if snapshots is not None:
-            self.services.append(
-                SnapshotActions(snapshots, self._snapshots_of, self.images.users)
-            )
+            self.services.append(SnapshotActions(snapshots, self._snapshots_of, self.images.users))
         if snapshots is not None and objects is not None:
             threads = self._owner.enter_context(Group("region-imports", limit=TASKS_MOST))
             imports = Imports(snapshots, objects, objects.principals, threads, seed)

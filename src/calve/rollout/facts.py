@@ -18,6 +18,7 @@ from calve.fleet.config import Delivery
 from calve.image.ami import CLOSURE
 from calve.nix.storepath import StorePath
 from calve.rollout import closure as closures
+from calve.rollout import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,7 +214,7 @@ class _Look:
             image_boot=self._image_boot(image),
             user_data_bytes=self._user_data_bytes(template),
             hook_endpoint=_has_endpoint(template),
-            alarms=self._alarms(),
+            alarms=self._alarms(group),
             stack=self._stack(group),
             subnets=subnets,
             endpoints=self._endpoints(subnets),
@@ -311,8 +312,8 @@ class _Look:
         others = (one for one in found or () if version is None or one.version != str(version))
         return next((one for one in others if one.active), None)
 
-    def _alarms(self) -> Mapping[str, str] | None:
-        names = self._fleet.rollout.alarms
+    def _alarms(self, group: Group) -> Mapping[str, str] | None:
+        names = start.alarms(self._fleet.rollout, group)
         if not names:
             return {}
         return self._ask("the alarms", lambda: self._sources.alarms.states(names))

@@ -18,7 +18,7 @@ from calve.fleet.config import Delivery
 from calve.fleet.plan import surge
 from calve.nix.storepath import STORE_DIR, StorePath
 from calve.rollout.facts import ALIAS, Facts
-from calve.rollout.start import HOOK
+from calve.rollout.start import HOOK, alarms
 
 if TYPE_CHECKING:
     from calve.contract.abi import Wanted
@@ -265,19 +265,19 @@ def _alarms(facts: Facts) -> Iterator[Problem]:
     states = facts.alarms
     if states is None:
         return
-    for name in facts.fleet.rollout.alarms:
+    for name in alarms(facts.fleet.rollout, facts.group):
         state = states.get(name)
         if state is None:
             yield _refused(
                 "alarm-missing",
                 f"there is no alarm {name} in {facts.region or 'the region'}",
-                "the fleet file's rollout.alarms names it",
+                "the fleet file's rollout.alarms, or the group's tag calve:alarms, names it",
             )
-        elif state == "ALARM":
+        elif state != "OK":
             yield _refused(
                 "alarm-on",
-                f"the alarm {name} is in ALARM: the refresh would fail at once",
-                "put right what it watches, or take it out of the fleet file's rollout.alarms",
+                f"the alarm {name} is in {state}: the refresh would fail at once",
+                "put right what it watches, or wait until it has data; or take it out of rollout.alarms",
             )
 
 

@@ -29,10 +29,24 @@ if TYPE_CHECKING:
     from calve.fleet.release import Release
     from calve.rollout.run import Change
 
-__all__ = ["HOOK", "REPORTS_TAG", "Closure", "change", "checks", "number", "preferences", "rules"]
+__all__ = [
+    "ALARMS_TAG",
+    "HOOK",
+    "REPORTS_TAG",
+    "Closure",
+    "change",
+    "checks",
+    "number",
+    "preferences",
+    "rules",
+]
 
 HOOK: Final = "calve-launch"
 """The launch hook that holds a machine until it is healthy."""
+ALARMS_TAG: Final = "calve:alarms"
+"""The group's tag that names the alarms which `calve adopt` made for it, with spaces between them."""
+MOST_ALARMS: Final = 10
+"""Auto Scaling's bound."""
 REPORTS_TAG: Final = "calve:reports"
 """The group's tag that says where its machines' role may write boot reports."""
 
@@ -176,8 +190,14 @@ def preferences(rollout: Rollout, group: Group) -> Preferences:
         checkpoints=(first, 100) if canary else (),
         checkpoint_delay_s=rollout.canary_s if canary else 0,
         bake_s=rollout.bake_s,
-        alarms=rollout.alarms,
+        alarms=alarms(rollout, group),
     )
+
+
+def alarms(rollout: Rollout, group: Group) -> tuple[str, ...]:
+    """Return the alarms that take part: the fleet file's, and those that `calve adopt` made for the group."""
+    adopted = group.tags.get(ALARMS_TAG, "").split()
+    return tuple(dict.fromkeys([*rollout.alarms, *adopted]))[:MOST_ALARMS]
 
 
 def rules(fleet: Fleet, timeout_s: int | None = None) -> Rules:

@@ -97,11 +97,13 @@ def test_what_is_in_no_role_is_for_the_demo_or_for_an_administrator():
     }
     assert SHOW == ADMINISTRATOR == ()
     assert nobody - {f"Bucket.{name}" for name in GATEWAYS[Bucket]} == {
+        "Alarms.watch_errors",
         "AutoScaling.create_group",
         "AutoScaling.delete_group",
         "Ec2.create_template",
         "Ec2.terminate",
         "Elb.create_target_group",
+        "Elb.target_groups",
     }
 
 

@@ -166,7 +166,6 @@ RIGHT = {
     },
     "no balancer": {"group__target_groups": (), "group__health_check": "EC2"},
     "processes that no release needs": {"group__suspended": ("AZRebalance", "ScheduledActions")},
-    "an alarm without data": {"alarms": {"errors": "INSUFFICIENT_DATA"}},
     "a foreign system that is not known": {"closure__system": ""},
 }
 
