@@ -269,6 +269,7 @@ def test_the_next_release_is_a_few_blocks_upon_the_parent_s_snapshot(world):
     assert "--full" in lacks.stderr
 
 
+@pytest.mark.full
 def test_dm_verity_goes_from_parent_to_child(world):
     assert not world.build(1, "plain")["verity"]
     first = world.build(1, "one", "--verity")
@@ -291,6 +292,7 @@ def test_dm_verity_goes_from_parent_to_child(world):
     assert "one/verity: it is no tree of dm-verity" in done.stderr
 
 
+@pytest.mark.full
 def test_an_overlay_as_a_parent(world):
     world.build(1, "one")
     world.run("publish", "one")
@@ -345,6 +347,7 @@ def test_out_of_a_cache_it_is_the_same_disk(world):
     )
 
 
+@pytest.mark.full
 def test_a_base_image_with_a_seed(world):
     system = world.system(1)
     argv = ("build", "--base", system, "--store", world.root, "--line", "base")
@@ -489,6 +492,7 @@ def test_an_upload_is_aborted_and_begun_anew(world, region_faults):
 # Disks that were made elsewhere
 
 
+@pytest.mark.full
 def test_a_raw_disk_of_anybody_s(world):
     built = world.build(1, "one")
     foreign = world.directory / "My Disk.img"
@@ -529,6 +533,7 @@ def test_what_is_no_raw_disk_is_refused_by_name(world):
     assert world.here.snapshots.all() == []
 
 
+@pytest.mark.full
 def test_an_import_through_a_bucket(world, server, s3, service, principals):
     built = world.build(1, "one")
     bucket = f"s3://nix/prefix?region={HERE}&endpoint={server.url}"
@@ -656,6 +661,7 @@ def test_a_copy_into_another_region_can_be_built_upon(world):
     )
 
 
+@pytest.mark.full
 def test_the_debug_variant_is_a_block_upon_its_image(world):
     one = published(world)
     would = world.json("debug", one["name"], "--dry-run")
@@ -691,6 +697,7 @@ def kept(world, *more):
     return {one["name"]: one["kept_because"] for one in row["images"]}
 
 
+@pytest.mark.full
 def test_only_what_nothing_needs_is_pruned(world):
     first = published(world, 1, "one")
     second = published(world, 2, "two", "--parent", "one", content=b"second")

@@ -50,7 +50,9 @@ def test_metadata_follows_the_group(world, ask):
         one = GroupInstance(NAME, spec, 0.0, "", lifecycle)
         group = Group("site", spec, 0, 1, 1, 0.0, instances={NAME: one})
         world.cloud.autoscaling.groups["site"] = group
-        wanted = "Terminated" if lifecycle.value.startswith("Terminating") else "InService"
+        wanted = "Standby" if lifecycle.aside else "InService"
+        if lifecycle.leaving:
+            wanted = "Terminated"
         assert ask(path) == (200, wanted)
 
 

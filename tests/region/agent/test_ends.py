@@ -177,6 +177,7 @@ def test_a_disk_that_cannot_be_written_ends_a_machine_that_is_not_healthy(served
     assert (done.code, done.last.fields["code"], done.stderr) == (1, "unhealthy", "")
 
 
+@pytest.mark.full
 def test_a_machine_that_was_started_without_us_is_judged_by_its_closure_alone(machine):
     assert machine.stage_2().code == 0
     assert machine.last_good() is None
