@@ -163,6 +163,16 @@ class AutoScaling:
             raise NotFoundError("there is no such Auto Scaling group", place=name)
         return _group(answer["AutoScalingGroups"][0])
 
+    @needs("autoscaling:DescribeAutoScalingGroups")
+    def tagged(self, key: str, value: str) -> tuple[str, ...]:
+        """Return the names of the groups that have a tag with this value."""
+        pages = self._client.get_paginator("describe_auto_scaling_groups").paginate(
+            Filters=[{"Name": f"tag:{key}", "Values": [value]}]
+        )
+        return tuple(
+            item["AutoScalingGroupName"] for page in pages for item in page["AutoScalingGroups"]
+        )
+
     @needs("autoscaling:DeleteAutoScalingGroup")
     def delete_group(self, name: str, *, force: bool = False) -> None:
         """Delete a group; `force` terminates its instances, without it ConflictError where there are any."""

@@ -1,11 +1,12 @@
-"""What only adoption asks: whose role an instance profile has, and how a group's health is checked.
+"""What adoption and rehearsals ask: whose role an instance profile has, and how a group's health is checked.
 
 Source: IAM API reference, GetInstanceProfile; IAM User Guide, "IAM identifiers" (unique ids); Amazon EC2 Auto Scaling
-API reference, UpdateAutoScalingGroup and AutoScalingGroup.
+API reference, UpdateAutoScalingGroup and AutoScalingGroup; Elastic Load Balancing API reference, TargetGroup.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from calve.errors import NotFoundError
 if TYPE_CHECKING:
     from calve.aws.session import Session
 
-__all__ = ["GroupHealth", "Profiles", "Role"]
+__all__ = ["Check", "GroupHealth", "Profiles", "Role"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,21 @@ class Role:
     id: str
     name: str
     arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How a balancer checks its targets.
+
+    Attributes:
+        interval_s: between two checks of one.
+        healthy: so many good checks make it healthy; a new target needs one.
+        unhealthy: so many bad ones make it unhealthy.
+    """
+
+    interval_s: int = 30
+    healthy: int = 5
+    unhealthy: int = 2
 
 
 class Profiles:
@@ -57,6 +73,18 @@ class GroupHealth:
 
     def __init__(self, session: Session) -> None:
         self._client = session.client("autoscaling")
+        self._balancers = functools.partial(session.client, "elbv2")
+
+    @needs("elasticloadbalancing:DescribeTargetGroups")
+    def check(self, target_group: str) -> Check:
+        """Return how a target group, named by its ARN, checks; NotFoundError where there is none."""
+        answer = self._balancers().describe_target_groups(TargetGroupArns=[target_group])
+        found = answer["TargetGroups"][0]
+        return Check(
+            found["HealthCheckIntervalSeconds"],
+            found["HealthyThresholdCount"],
+            found["UnhealthyThresholdCount"],
+        )
 
     @needs("autoscaling:DescribeAutoScalingGroups")
     def has_warm_pool(self, group: str) -> bool:

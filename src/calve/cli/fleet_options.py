@@ -85,6 +85,7 @@ def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened
     from calve.aws.session import default_region
     from calve.cache import url as urls
     from calve.rollout.observe import Gateways
+    from calve.rollout.start import resolved
 
     config = config_of(options)
     fleet = fleet_of(config, options.fleet)
@@ -96,4 +97,5 @@ def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened
     aws = AwsSession(region, profile=None if bucket is None else bucket.profile)
     with common.caches(session, [config.cache.url]) as (objects,):
         gateways = Gateways(AutoScaling(aws), Refreshes(aws), Ec2(aws), Elb(aws), objects)
+        fleet = resolved(fleet, gateways.scaling)
         yield Opened(config, config.cache, fleet, aws, gateways)

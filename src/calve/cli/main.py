@@ -24,6 +24,7 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("demo", "demo", "show the whole on this machine: no AWS account, no Nix, no KVM"),
     ("init", "init", "write a project's first files: fleet file, signing key, workflow"),
+    ("adopt", "adopt", "make a fleet of an Auto Scaling group that is there"),
     ("push", "push", "push closures into a binary cache, signed, with a manifest"),
     ("pull", "pull", "pull closures from binary caches into a store"),
     ("cache", "cache", "set up, look at, check and clean a binary cache"),
@@ -43,6 +44,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("logs", "logs", "print what the failed machines of a release said"),
     ("keys", "keys", "make, show, add and revoke signing keys"),
     ("image", "image", "build what machines boot"),
+    ("rehearse", "rehearse", "run releases over a group like the fleet's, where nothing is launched"),
     ("iam", "iam", "print the policies that its roles need in an account"),
     ("timeline", "timeline", "draw how a machine booted, from its console's log"),
     ("explain", "explain", "say what a failure code means, and what to do"),

@@ -44,8 +44,6 @@ E = TypeVar("E", bound=StrEnum)
 
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_HEADER = re.compile(r"\[([^\[\]]+)\]")
-_KEY = re.compile(r"[A-Za-z0-9_.\"' -]+")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WITHIN_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
@@ -233,7 +231,9 @@ def parse(text: str, path: Path) -> Config:
     try:
         return _Reader(path).read(document)
     except UsageError as error:
-        line = _line_of(text, error.message.partition(":")[0])
+        from calve.fleet.places import line_of
+
+        line = line_of(text, error.message.partition(":")[0])
         place = path if line is None else f"{path}:{line}"
         raise UsageError(error.message, place=place, hint=error.hint) from error
 
@@ -389,34 +389,3 @@ class _Reader:
         if not least_s <= value_s <= most_s:
             raise self._wrong(path, f"must be from {least_s}s to {most_s // 3600}h")
         return value_s
-
-
-def _line_of(text: str, path: str) -> int | None:
-    """Return the line where a key is given, or the table that lacks it; None where that cannot be told.
-
-    tomllib does not say, so this looks for headers and for `key =` below them, the nearest to the whole path. A line
-    of a text over several lines could look like one: then two lines match, and neither is named.
-    """
-    keys = re.sub(r"\[\d+\]$", "", path).split(".")
-    found: dict[int, list[int]] = {}
-    table: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.match(line.strip())
-        assigned, equals, _ = line.partition("=")
-        if header is not None:
-            table = _names(header[1])
-            here = table
-        elif equals and _KEY.fullmatch(assigned.strip()):
-            here = table + _names(assigned)
-        else:
-            continue
-        if keys[: len(here)] == here:
-            found.setdefault(len(here), []).append(number)
-    if not found:
-        return None
-    numbers = found[max(found)]
-    return numbers[0] if len(numbers) == 1 else None
-
-
-def _names(dotted: str) -> list[str]:
-    return [name.strip().strip("\"'") for name in dotted.split(".")]

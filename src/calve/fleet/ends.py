@@ -29,8 +29,9 @@ __all__ = [
 
 def read(objects: Objects, fleet: str, number: int) -> Verdict | None:
     """Return a release's verdict; None while it has none."""
-    data = _get(objects, _key(fleet, number, "verdict"))
-    return None if data is None else Verdict.parse(data, objects.url)
+    key = _key(fleet, number, "verdict")
+    data = _get(objects, key)
+    return None if data is None else Verdict.parse(data, f"{objects.url}/{key}")
 
 
 def write(objects: Objects, verdict: Verdict) -> Verdict:
@@ -50,10 +51,7 @@ def all_of(objects: Objects, fleet: str) -> Iterator[int]:
 
 def read_reason(objects: Objects, fleet: str, number: int) -> Reason | None:
     """Return why a release was given up; None where nobody said."""
-    data = _get(objects, _key(fleet, number, "reason"))
-    if data is None:
-        return None
-    return Reason.parse(data, objects.url)
+    return _reason(objects, _key(fleet, number, "reason"))
 
 
 def write_reason(objects: Objects, fleet: str, number: int, reason: Reason) -> Reason:
@@ -87,6 +85,11 @@ def _key(fleet: str, number: int, name: str) -> str:
     return f"{releases.prefix(fleet)}{number:08d}/{name}.json"
 
 
+def _reason(objects: Objects, key: str) -> Reason | None:
+    data = _get(objects, key)
+    return None if data is None else Reason.parse(data, f"{objects.url}/{key}")
+
+
 def _get(objects: Objects, key: str) -> bytes | None:
     try:
         return objects.get(key, LIMIT_BYTES)
@@ -103,5 +106,4 @@ def trip(objects: Objects, fleet: str, number: int, reason: Reason) -> None:
 
 def tripped(objects: Objects, fleet: str, number: int) -> Reason | None:
     """Return why a release that had gone well was pinned back later; None where it was not."""
-    data = _get(objects, _key(fleet, number, "tripped"))
-    return None if data is None else Reason.parse(data, objects.url)
+    return _reason(objects, _key(fleet, number, "tripped"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ __all__ = ["KEPT", "Entry", "keep", "live", "recent", "under_way"]
 KEPT: Final = 5
 """So many released closures can be rolled back to: their roots stay."""
 _OWNER: Final = "fleet"
+_RECORD: Final = re.compile(r"[0-9]{8}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,12 @@ class Entry:
 
 def recent(objects: Objects, fleet: str, most: int = 20) -> list[Entry]:
     """Return the newest releases, newest first; a request or two for each."""
-    last = releases.latest(objects, fleet)
     found: list[Entry] = []
-    for number in range(last, 0, -1):
-        if len(found) == most:
-            break
+    for number in sorted(_numbers(objects, fleet), reverse=True)[:most]:
         try:
             release = releases.read(objects, fleet, number)
         except NotFoundError:
-            continue  # a record that somebody removed
+            continue  # somebody removes records at this very time
         found.append(Entry(release, ends.read(objects, fleet, number)))
     return found
 
@@ -64,8 +63,12 @@ def live(objects: Objects, fleet: str) -> Release | None:
         verdict = ends.read(objects, fleet, number)
         if verdict is None or verdict.outcome is not Outcome.RELEASED:
             continue
-        if ends.tripped(objects, fleet, number) is None:
+        if ends.tripped(objects, fleet, number) is not None:
+            continue
+        try:
             return releases.read(objects, fleet, number)
+        except NotFoundError:
+            continue  # a record that somebody removed
     return None
 
 
@@ -78,10 +81,14 @@ def under_way(objects: Objects, fleet: str) -> Release | None:
 
 
 def keep(objects: Objects, fleet: str, now: dt.datetime) -> None:
-    """Keep the closures of the newest `KEPT` that went well, and of what has no verdict; let go of all others."""
+    """Keep the closures of the newest `KEPT` that went well, and of what has no verdict; let go of all others.
+
+    Where many in a row went badly, fewer are seen here: what is older than those stays as it is.
+    """
     wanted: dict[str, str] = {}
     good = 0
-    for entry in recent(objects, fleet, most=4 * KEPT):
+    seen = recent(objects, fleet, most=4 * KEPT)
+    for entry in seen:
         released = entry.verdict is not None and entry.verdict.outcome is Outcome.RELEASED
         good += released
         if entry.verdict is None or (released and good <= KEPT):
@@ -89,10 +96,18 @@ def keep(objects: Objects, fleet: str, now: dt.datetime) -> None:
     for name, manifest in wanted.items():
         if roots.read_root(objects, _OWNER, name) is None:
             roots.write_root(objects, Root(_OWNER, name, manifest, now))
+    oldest = _name(seen[-1].release) if seen and good < KEPT else ""
     for listed in objects.list(f"roots/{_OWNER}/{fleet}."):
         name = listed.key.rpartition("/")[2].removesuffix(".json")
-        if name not in wanted:
+        if name not in wanted and name >= oldest:
             objects.delete(listed.key)
+
+
+def _numbers(objects: Objects, fleet: str) -> list[int]:
+    """Return the numbers of the releases that have a record; one listing, whatever gaps there are."""
+    start = releases.prefix(fleet)
+    names = (one.key.removeprefix(start) for one in objects.list(start))
+    return [int(name[:8]) for name in names if _RECORD.fullmatch(name)]
 
 
 def _name(release: Release) -> str:

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class Held:
 
 @contextmanager
 def held(objects: Objects, fleet: str, *, doing: str, clock: Clock) -> Iterator[Held]:
-    """Hold a fleet's lock while the block lasts.
+    """Hold a fleet's lock while the block lasts; one that cannot be given back runs out, and hides no outcome.
 
     Raises:
         ConflictError: somebody else holds it.
@@ -148,7 +148,8 @@ def held(objects: Objects, fleet: str, *, doing: str, clock: Clock) -> Iterator[
     try:
         yield lock
     finally:
-        lock.release()
+        with suppress(CalveError):
+            lock.release()
 
 
 def read(objects: Objects, fleet: str, now: dt.datetime) -> Holder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,6 +19,8 @@ LIMIT_BYTES = 64 * 1024
 _MOST_FAILURES = 20
 _MOST_LINES = 20
 _MOST_CHARACTERS = 300
+_MOST_BYTES = 400
+"""Of a text as JSON has it, where a letter takes up to twelve: a record with all its failures stays readable."""
 
 
 class Outcome(StrEnum):
@@ -76,18 +79,16 @@ class Reason:
         """Return it as JSON's types, bounded."""
         return {
             "rule": self.rule,
-            "text": self.text[:1000],
+            "text": _cut(self.text, 1000, 4000),
             "by": self.by,
             "at": self.at.isoformat(timespec="milliseconds"),
             "failures": [
                 {
                     "instance": one.instance,
-                    "code": one.code,
-                    "message": one.message[:_MOST_CHARACTERS],
-                    "phase": one.phase,
-                    "lines": [line[:_MOST_CHARACTERS] for line in one.lines[-_MOST_LINES:]]
-                    if at < 3
-                    else [],
+                    "code": _cut(one.code, 64, 128),
+                    "message": _cut(one.message),
+                    "phase": _cut(one.phase, 64, 128),
+                    "lines": [_cut(line) for line in one.lines[-_MOST_LINES:]] if at < 3 else [],
                 }
                 for at, one in enumerate(self.failures[:_MOST_FAILURES])
             ],
@@ -179,6 +180,14 @@ class Verdict:
             fields.text("at", record.time),
             Reason.of(fields.fields("reason")) if fields.has("reason") else None,
         )
+
+
+def _cut(text: str, most: int = _MOST_CHARACTERS, most_bytes: int = _MOST_BYTES) -> str:
+    """Return the beginning of a foreign text."""
+    text = text[:most]
+    while len(json.dumps(text)) > most_bytes:
+        text = text[: len(text) * 3 // 4]
+    return text
 
 
 def _outcome(text: str) -> Outcome:

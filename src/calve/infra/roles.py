@@ -75,6 +75,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
     AutoScaling: {
         "create_group": SHOW,
         "group": _READERS,
+        "tagged": _READERS,
         "delete_group": SHOW,
         "put_hook": _RELEASER,
         "hooks": _READERS,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from calve.fleet import lock
+from calve.errors import ConflictError
+from calve.fleet import history, lock
 from calve.rollout import start
 from calve.rollout.run import Host, Rollout, Settings
 
@@ -47,12 +48,15 @@ def begun(
     with lock.held(gateways.objects, fleet.name, doing="a deploy", clock=host.clock) as held:
         group = gateways.scaling.group(fleet.group)
         hooks = gateways.scaling.hooks(fleet.group)
+        active = any(one.active for one in gateways.refreshes.newest(fleet.group))
+        if not active:
+            _settle(closure, fleet, gateways, host)
         release = start.number(
             gateways.objects,
             fleet.name,
             closure,
             now=host.clock.now(),
-            begun=any(one.active for one in gateways.refreshes.newest(fleet.group)),
+            begun=active,
             left=held.left is not None,
         )
         settings = Settings(
@@ -61,3 +65,13 @@ def begun(
             start.change(release, fleet, group, hooks, cache),
         )
         yield Rollout(release, fleet.group, gateways, settings, replace(host, lock=held))
+
+
+def _settle(closure: Closure, fleet: Fleet, gateways: Gateways, host: Host) -> None:
+    """Write the verdict of another release whose refresh ended while nobody watched."""
+    there = history.under_way(gateways.objects, fleet.name)
+    if there is None or closure.made(there):
+        return
+    settings = Settings(rules=start.rules(fleet))
+    with suppress(ConflictError):  # it has no refresh: it is superseded
+        Rollout(there, fleet.group, gateways, settings, host).round()

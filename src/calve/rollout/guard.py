@@ -31,6 +31,8 @@ __all__ = ["IDLE_S", "Guard"]
 IDLE_S: Final = 30.0
 """Between two rounds while nothing is being rolled out."""
 _WINDOW: Final = dt.timedelta(hours=1)
+_LOOKED: Final = 50
+"""Releases that are looked through, at most."""
 
 
 class Guard:
@@ -73,6 +75,7 @@ class Guard:
         except ConflictError as error:
             # It has a number and no refresh: its deploy has not come so far, or was killed.
             self._say(error.message)
+            self._break()
             return False
         return True
 
@@ -91,7 +94,8 @@ class Guard:
         since = self._host.clock.now() - _WINDOW
         if newest and newest[0].ended_at is not None:
             since = max(since, newest[0].ended_at)
-        run = breaker.run_of(gateways.scaling.activities(name, since=since))
+        activities = gateways.scaling.activities(name, since=since)
+        run = breaker.run_of(activities)
         if not run.trips:
             return
         group = gateways.scaling.group(name)
@@ -99,7 +103,21 @@ class Guard:
         if failing is None:
             self._say(f"{len(run.instances)} launches in a row failed, of no release of this fleet")
             return
-        self._trip(group, failing, run)
+        tripped = self._pinned_back(failing)
+        if tripped is not None:
+            run = breaker.run_of(one for one in activities if one.started_at >= tripped)
+        if run.trips:
+            self._trip(group, failing, run)
+
+    def _pinned_back(self, number: int) -> dt.datetime | None:
+        """Return when the group was last pinned back to a release or an earlier one; None for never.
+
+        What failed to launch before then failed of a later release.
+        """
+        objects, fleet = self._gateways.objects, self._fleet.name
+        later = (one.release.number for one in history.recent(objects, fleet, most=_LOOKED))
+        tripped = (ends.tripped(objects, fleet, one) for one in later if one > number)
+        return max((one.at for one in tripped if one is not None), default=None)
 
     def _configured(self, group: Group) -> int | None:
         """Return the release that a group launches, as its version's user data says; None for none of ours."""
@@ -133,7 +151,7 @@ class Guard:
     def _earlier(self, failing: int) -> Release | None:
         """Return the newest release before it that went well, and did not trip."""
         objects, fleet = self._gateways.objects, self._fleet.name
-        for one in history.recent(objects, fleet, most=50):
+        for one in history.recent(objects, fleet, most=_LOOKED):
             if (
                 one.release.number < failing
                 and one.verdict is not None

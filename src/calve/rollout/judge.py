@@ -88,7 +88,8 @@ def judge(seen: Observation, rules: Rules, now: dt.datetime, *, by: str) -> Reas
         by: who judges.
     """
     found = [(one, fault) for one in seen.machines if (fault := _fault(one, rules, seen.at_s))]
-    grace = 1 if seen.serving else 0
+    failed = {one.id for one, _ in found}
+    grace = 1 if any(one.serves and one.id not in failed for one in seen.machines) else 0
     own = [(one, fault) for one, fault in found if fault.of_release]
     if len(own) >= rules.of_release + grace:
         return _reason("release-fault", own, by, now)
@@ -123,7 +124,7 @@ def _fault(machine: Machine, rules: Rules, at_s: float) -> _Fault | None:
         message = str(failure.fields.get("message", ""))
         return _Fault(code, message, of_release=code in _OF_RELEASE)
     panic = next((line for line in machine.lines if "Kernel panic" in line), None)
-    if panic is not None:
+    if panic is not None and (machine.target is None or not machine.serves):
         return _Fault("kernel-panic", panic, of_release=True)
     match machine.end:
         case End.TIMED_OUT:

@@ -7,7 +7,7 @@ Source: Amazon EC2 Auto Scaling User Guide, "Verify a scaling activity"; Elastic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from calve.aws.autoscaling import Activity
     from calve.aws.refreshes import Refresh
 
-__all__ = ["End", "Machine", "Observation", "Refused", "Target", "ends", "refused"]
+__all__ = [
+    "End",
+    "Machine",
+    "Observation",
+    "Refused",
+    "Target",
+    "ends",
+    "failure_of",
+    "launched",
+    "refused",
+]
 
 
 class End(StrEnum):
@@ -70,7 +80,7 @@ class Machine:
     @property
     def failure(self) -> Evidence | None:
         """Return its last word, where that is of a failure."""
-        return next((event for event in reversed(self.events) if event.kind == "fail"), None)
+        return failure_of(self.events)
 
     @property
     def phase(self) -> str:
@@ -103,6 +113,19 @@ class Observation:
 
 
 _INSTANCE = re.compile(r"\bi-[0-9a-f]{8,17}\b")
+
+
+def failure_of(events: Sequence[Evidence]) -> Evidence | None:
+    """Return a machine's last word of how it went, where that is of a failure: it may have started once more."""
+    words = (event for event in reversed(events) if event.kind in {"fail", "healthy"})
+    last = next(words, None)
+    return last if last is not None and last.kind == "fail" else None
+
+
+def launched(activities: Iterable[Activity]) -> frozenset[str]:
+    """Return the ids of the machines that a group launched, of its activities."""
+    begun = (one.description for one in activities if one.description.startswith("Launching"))
+    return frozenset(match[0] for text in begun if (match := _INSTANCE.search(text)))
 
 
 def ends(activities: Iterable[Activity]) -> dict[str, End]:

@@ -7,14 +7,24 @@ learns it again. Types: `Observer`, `Gateways`, `Place`.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from calve.cache.objects import is_missing
 from calve.contract import evidence
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CalveError, NotFoundError, TransientError
-from calve.rollout.observation import End, Machine, Observation, Target, ends, refused
+from calve.errors import CalveError, DamagedError, NotFoundError, TransientError
+from calve.rollout.observation import (
+    End,
+    Machine,
+    Observation,
+    Target,
+    ends,
+    failure_of,
+    launched,
+    refused,
+)
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -57,6 +67,7 @@ class Said:
 
     first_s: float
     text: str = ""
+    lines: tuple[str, ...] = ()
     events: tuple[Evidence, ...] = ()
     report_s: float = -1.0
     console_s: float = -1.0
@@ -65,7 +76,7 @@ class Said:
     @property
     def failed(self) -> bool:
         """Say whether its last word is known."""
-        return any(event.kind == "fail" for event in self.events)
+        return failure_of(self.events) is not None
 
 
 class Observer:
@@ -83,6 +94,7 @@ class Observer:
         self._group = group
         self._version = str(version)
         self._known: dict[str, Said] = {}
+        self._others: set[str] = set()
         try:
             self._data: UserData | None = UserData.parse(user_data)
         except UserDataError:
@@ -94,8 +106,10 @@ class Observer:
         activities = self._activities(refresh)
         ended = ends(activities)
         mine = {one.id: one for one in group.instances if one.version == self._version}
-        others = {one.id for one in group.instances} - mine.keys()
-        ids = [*mine, *(one for one in ended if one not in mine and one not in others)]
+        self._others.update(one.id for one in group.instances if one.id not in mine)
+        # Who has left the group is of the release where the refresh launched it: old machines fail too.
+        own = (launched(activities) | self._known.keys()) - self._others
+        ids = [*mine, *(one for one in ended if one in own and one not in mine)]
         for name in ids:
             self._known.setdefault(name, Said(at_s))
         self._targets(group, mine, at_s)
@@ -179,8 +193,8 @@ class Observer:
         try:
             data = self._gateways.objects.get(key, _REPORT_BYTES)
         except CalveError as error:
-            if is_missing(error) or isinstance(error, TransientError):
-                return
+            if is_missing(error) or isinstance(error, DamagedError | TransientError):
+                return  # one that is too long is its machine's affair: there is the console too
             raise
         self._take(known, data.decode("utf-8", "replace"))
 
@@ -194,18 +208,19 @@ class Observer:
     def _take(known: Said, text: str) -> None:
         known.text = text
         known.events = tuple(evidence.read(text))
+        said = (line.rstrip() for line in text.splitlines() if line.strip())
+        known.lines = tuple(deque(said, _LINES))
 
     def _machine(
         self, name: str, member: GroupInstance | None, ended: Mapping[str, End]
     ) -> Machine:
         known = self._known[name]
-        lines = [line.rstrip() for line in known.text.splitlines() if line.strip()]
         return Machine(
             name,
             "" if member is None else member.lifecycle,
             known.first_s,
             known.target if member is not None else None,
             known.events,
-            tuple(lines[-_LINES:]),
+            known.lines,
             ended.get(name),
         )

@@ -20,7 +20,7 @@ from calve.aws.session import Session, credentials_provider
 from calve.cache.objects import open_objects
 from calve.cache.url import S3, parse
 from calve.clock import SYSTEM, Clock
-from calve.errors import UsageError
+from calve.errors import CalveError, TransientError, UsageError
 from calve.fleet.config import FILE_NAME, Config, Fleet, load
 from calve.progress import Event, Fact, Note
 from calve.rollout.guard import Guard
@@ -75,15 +75,32 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
 
 def watch(guards: list[Guard], context: Context, clock: Clock) -> None:
-    """Go round until no guard has anything to do, or time is short."""
+    """Go round until no guard has anything to do, or time is short.
+
+    Raises:
+        CalveError: a fleet could not be guarded; the others were, before it is raised.
+    """
     host = Host(clock=clock)
-    busy = guards
+    busy, failed = guards, []
     while busy:
-        busy = [guard for guard in busy if guard.round()]
+        busy = [guard for guard in busy if _goes_on(guard, failed)]
         if context.get_remaining_time_in_millis() < _SPARE_MS:
-            return
+            break
         if busy:
             host.cancel.wait(POLL_S, clock)
+    if failed:
+        raise failed[0]
+
+
+def _goes_on(guard: Guard, failed: list[CalveError]) -> bool:
+    """Let a guard look once; say whether it wants to look again in this invocation."""
+    try:
+        return guard.round()
+    except TransientError:
+        return True
+    except CalveError as error:
+        failed.append(error)
+        return False
 
 
 def _meant(config: Config, event: Mapping[str, Any]) -> list[Fleet]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from calve.aws.refreshes import Preferences
 from calve.clock import SYSTEM, Clock
+from calve.contract.userdata import UserData, UserDataError
 from calve.errors import CalveError, ConflictError, NotFoundError, TransientError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Outcome, Reason, Verdict
@@ -193,9 +194,9 @@ class Rollout:
 
     def _find(self, group: Group) -> TemplateVersion | None:
         if self._version is None and group.template_id is not None:
-            self._version = self._gateways.ec2.find_version(
-                group.template_id, description(self.release)
-            )
+            found = self._gateways.ec2.find_version(group.template_id, description(self.release))
+            if found is not None and _is_of(found, self.release):
+                self._version = found
         return self._version
 
     def _see(self, group: Group, version: TemplateVersion, refresh: Refresh) -> Observation:
@@ -274,7 +275,7 @@ class Rollout:
             self._gateways.refreshes.rollback(self._group)
         except (ConflictError, NotFoundError) as error:
             # Another host was first, it ended by itself, or AWS is at work on the group: the next round sees.
-            self._host.progress(Note(f"the rollback was not taken: {error.message}"))
+            self._say("rollback", f"the rollback was not taken: {error.message}")
             return
         self._fact("rollback", f"rolling back: {kept.text}", **kept.document())
         self._capture(kept)
@@ -331,6 +332,12 @@ class Rollout:
 
     def _now(self) -> dt.datetime:
         return self._host.clock.now()
+
+    def _say(self, about: str, text: str) -> None:
+        """Say it once."""
+        if self._told.get(about) != text:
+            self._told[about] = text
+            self._host.progress(Note(text))
 
     def _fact(self, kind: str, text: str, /, **fields: object) -> None:
         self._host.progress(Fact(kind, text, {"release": self.release.number, **fields}))
@@ -391,6 +398,14 @@ def _state(one: Machine) -> str:
     if one.lifecycle.startswith("Terminating"):
         return "terminating"
     return one.phase or one.lifecycle or "gone"
+
+
+def _is_of(version: TemplateVersion, release: Release) -> bool:
+    """Say whether a version is a release's own: the template may be older than the bucket that counts releases."""
+    try:
+        return UserData.parse(version.user_data).manifest == release.manifest
+    except UserDataError:
+        return True
 
 
 def _of_aws(outcome: Outcome, situation: Situation, now: dt.datetime) -> Reason | None:

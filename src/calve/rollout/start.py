@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from calve.aws.refreshes import Preferences
 from calve.contract import health as contract
 from calve.contract.userdata import Hook, UserData, UserDataError
-from calve.errors import ConflictError
+from calve.errors import ConflictError, NotFoundError, UsageError
 from calve.fleet import ends, history
 from calve.fleet import release as releases
 from calve.fleet.config import Strategy
@@ -21,7 +21,7 @@ from calve.fleet.verdict import Outcome, Reason, Verdict
 from calve.rollout.judge import Rules
 
 if TYPE_CHECKING:
-    from calve.aws.autoscaling import Group
+    from calve.aws.autoscaling import AutoScaling, Group
     from calve.aws.autoscaling import Hook as GroupHook
     from calve.aws.ec2 import TemplateVersion
     from calve.cache.objects import Objects
@@ -38,6 +38,7 @@ __all__ = [
     "checks",
     "number",
     "preferences",
+    "resolved",
     "rules",
 ]
 
@@ -49,6 +50,7 @@ MOST_ALARMS: Final = 10
 """Auto Scaling's bound."""
 REPORTS_TAG: Final = "calve:reports"
 """The group's tag that says where its machines' role may write boot reports."""
+_TAG: Final = "tag:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,30 @@ def checks(health: Health | None) -> contract.Health | None:
         tcp=() if health.tcp is None else (health.tcp,),
         within_s=health.within_s,
     )
+
+
+def resolved(fleet: Fleet, scaling: AutoScaling) -> Fleet:
+    """Return the fleet with its group's name, where the fleet file has a tag: `tag:KEY=VALUE`.
+
+    Raises:
+        UsageError: it is no such tag, or several groups have it.
+        NotFoundError: no group has it.
+    """
+    if not fleet.group.startswith(_TAG):
+        return fleet
+    key, equals, value = fleet.group.removeprefix(_TAG).rpartition("=")
+    if not (key and equals):
+        raise UsageError(f"fleet.{fleet.name}.group: a tag is written tag:KEY=VALUE")
+    names = scaling.tagged(key, value)
+    if not names:
+        raise NotFoundError("no Auto Scaling group has this tag", place=fleet.group)
+    if len(names) > 1:
+        raise UsageError(
+            f"{len(names)} groups have this tag: {', '.join(names)}",
+            place=fleet.group,
+            hint="a fleet is one group: name it",
+        )
+    return replace(fleet, group=names[0])
 
 
 def preferences(rollout: Rollout, group: Group) -> Preferences:

@@ -133,7 +133,9 @@ class Story:
     ids=["nul", "astral", "escapes", "broken"],
 )
 def test_words_of_any_letters_are_kept_and_read_again(place, lines):
-    place.scripts[2] = Story(tuple(line.encode("utf-8", "replace").decode() for line in lines)).script
+    place.scripts[2] = Story(
+        tuple(line.encode("utf-8", "replace").decode() for line in lines)
+    ).script
     verdict = place.rollout(place.release(2)).run()
     assert verdict.outcome is Outcome.ROLLED_BACK
     assert verdict.reason.failures[0].code == "signature"
@@ -174,7 +176,9 @@ def test_old_machines_that_fail_are_not_the_releases_fault(fleets):
         release = place.release(2)
         assert place.rollout(release).run(detach=True) is None
         wait(place, 10)
-        old = [one.id for one in place.gateways.scaling.group("web").instances if one.version == "1"]
+        old = [
+            one.id for one in place.gateways.scaling.group("web").instances if one.version == "1"
+        ]
         for one in old[:3]:
             place.machines.kill(one)
         verdict = place.rollout(release).run()
@@ -247,9 +251,7 @@ def test_a_live_release_whose_record_was_removed_does_not_stop_the_fleet(place):
     place.release(2)
     released(place, 2)
     place.release(3)
-    ends.write(
-        place.objects, Verdict("web", 3, Outcome.ROLLED_BACK, "", "cli", place.clock.now())
-    )
+    ends.write(place.objects, Verdict("web", 3, Outcome.ROLLED_BACK, "", "cli", place.clock.now()))
     place.objects.delete("fleets/web/releases/00000002.json")
     assert history.live(place.objects, "web").number == 1
 
@@ -286,7 +288,9 @@ def test_a_version_of_an_earlier_life_is_not_rolled_out(place):
 def test_a_lock_that_cannot_be_given_back_hides_no_outcome(place):
     place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
     broken = Broken(
-        lambda gateway, name: TransientError("503") if (gateway, name) == ("objects", "delete") else None
+        lambda gateway, name: (
+            TransientError("503") if (gateway, name) == ("objects", "delete") else None
+        )
     )
     verdict = deploy(place, 2, gateways=broken.of(place.gateways))
     assert verdict.outcome is Outcome.ROLLED_BACK
