@@ -2,7 +2,7 @@
 
 {"requests": {"served", "failed", "by_release", "slowest_s"},
  "releases": [{"release", "what", "outcome", "reason", "seconds"}], "machines": [{"name", "release", "phases": [{"name", "seconds"}], "bytes_fetched", "agent_peak_mb",
-               "lowest_available_mb"}], "seconds"}
+               "lowest_available_mb", "failure"}], "seconds"}
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Machine:
             "bytes_fetched": ready.get("fetched_bytes"),
             "agent_peak_mb": ready.get("agent_peak_mb"),
             "lowest_available_mb": ready.get("lowest_available_mb"),
+            "failure": None if self.failure is None else self.failure.get("code"),
         }
 
 

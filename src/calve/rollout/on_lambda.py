@@ -81,7 +81,8 @@ def watch(guards: list[Guard], context: Context, clock: Clock) -> None:
         CalveError: a fleet could not be guarded; the others were, before it is raised.
     """
     host = Host(clock=clock)
-    busy, failed = guards, []
+    busy = guards
+    failed: list[CalveError] = []
     while busy:
         busy = [guard for guard in busy if _goes_on(guard, failed)]
         if context.get_remaining_time_in_millis() < _SPARE_MS:

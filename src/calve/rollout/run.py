@@ -42,6 +42,8 @@ __all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
 POLL_S: Final = 5.0
 _PATIENCE_S: Final = 900.0
 """So long AWS may give no answer at all until we give up."""
+_UNATTENDED_S: Final = 60.0
+"""So long nobody need do what is due until who only watches gives up."""
 _CAPTURED: Final = 5
 """Machines whose words are kept before a rollback."""
 _KEPT: Final = 6
@@ -121,21 +123,16 @@ class Rollout:
             ConflictError: it cannot begin, or the lock was lost.
             TransientError: AWS did not answer for a quarter of an hour.
         """
-        host = self._host
-        silent_since: float | None = None
+        host, patience = self._host, _Patience(self._host)
         while True:
             host.cancel.check()
             try:
                 if host.lock is not None:
                     host.lock.renew()
                 step = self.round()
-                silent_since = None
+                patience.rest()
             except TransientError as error:
-                now = host.clock.monotonic()
-                silent_since = now if silent_since is None else silent_since
-                if now - silent_since >= _PATIENCE_S:
-                    raise
-                host.progress(Note(f"AWS gave no good answer, trying again: {error}"))
+                patience.bear(error)
                 step = steps.Watch()
             if isinstance(step, steps.Done):
                 return step.verdict
@@ -145,12 +142,27 @@ class Rollout:
                 host.cancel.wait(host.poll_s, host.clock)
 
     def follow(self) -> Verdict:
-        """Only look, until somebody has written the verdict; return it."""
+        """Only look, until somebody has written the verdict; return it.
+
+        Raises:
+            ConflictError: for a minute nobody has done what is due: it never began, or its refresh has ended.
+            TransientError: AWS did not answer for a quarter of an hour.
+        """
+        host, patience = self._host, _Patience(self._host)
+        left_s = _UNATTENDED_S
         while True:
-            situation, _ = self._look()
-            if situation.verdict is not None:
-                return situation.verdict
-            self._host.cancel.wait(self._host.poll_s, self._host.clock)
+            try:
+                situation, _ = self._look()
+                patience.rest()
+            except TransientError as error:
+                patience.bear(error)
+            else:
+                if situation.verdict is not None:
+                    return situation.verdict
+                left_s = left_s - host.poll_s if _is_due(situation) else _UNATTENDED_S
+                if left_s <= 0:
+                    raise _unattended(situation, self.release)
+            host.cancel.wait(host.poll_s, host.clock)
 
     def round(self) -> Step:
         """Look once, and do what is next; return what that was."""
@@ -398,6 +410,42 @@ def _state(one: Machine) -> str:
     if one.lifecycle.startswith("Terminating"):
         return "terminating"
     return one.phase or one.lifecycle or "gone"
+
+
+class _Patience:
+    """Bears it for a while that AWS gives no good answer."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._since: float | None = None
+
+    def rest(self) -> None:
+        """Take note of a good answer."""
+        self._since = None
+
+    def bear(self, error: TransientError) -> None:
+        """Tell, and return; raise the error once it goes on for too long."""
+        now = self._host.clock.monotonic()
+        self._since = now if self._since is None else self._since
+        if now - self._since >= _PATIENCE_S:
+            raise error
+        self._host.progress(Note(f"AWS gave no good answer, trying again: {error}"))
+
+
+def _is_due(situation: Situation) -> bool:
+    """Say whether something is to be done that does not come about by itself."""
+    return not isinstance(steps.next_step(situation), steps.Watch | steps.RollBack)
+
+
+def _unattended(situation: Situation, release: Release) -> ConflictError:
+    step = steps.next_step(situation)
+    if isinstance(step, steps.Refuse):
+        return ConflictError(step.message, place=release.fleet, hint=step.hint)
+    return ConflictError(
+        f"the instance refresh of release {release.number} has ended, and nobody has written the verdict",
+        place=release.fleet,
+        hint=f"calve attach {release.fleet} does",
+    )
 
 
 def _is_of(version: TemplateVersion, release: Release) -> bool:

@@ -1,11 +1,14 @@
 """Rollouts among hostile machines, careless operators, a sick cloud and damaged records: the outcome stays true."""
 
-import json
+import datetime as dt
+import threading
 from dataclasses import dataclass, fields, replace
 
 import pytest
 
+from calve.aws.refreshes import Preferences
 from calve.cache import roots
+from calve.demo.virtual import VirtualFleet, Wanted, endpoint
 from calve.errors import (
     AccessError,
     CalveError,
@@ -17,14 +20,16 @@ from calve.errors import (
 )
 from calve.fleet import ends, history, lock
 from calve.fleet import release as releases
-from calve.fleet.verdict import Outcome, Reason, Verdict
+from calve.fleet.config import Strategy
+from calve.fleet.verdict import Outcome, Verdict
 from calve.region.hooks import Result
-from calve.region.scripts import Script, evidence, fails, good, panics, serves_500, silent
+from calve.region.scripts import Script, dies_after, evidence, fails, good, silent
 from calve.rollout import on_lambda
 from calve.rollout.deploy import begun
 from calve.rollout.guard import Guard
+from calve.rollout.judge import Rules
 from calve.rollout.observe import Gateways
-from calve.rollout.run import Host, description
+from calve.rollout.run import Host
 from calve.rollout.start import Closure
 from calve.tasks import Cancel
 
@@ -351,3 +356,446 @@ def test_one_fleet_without_its_group_does_not_leave_the_others_unguarded(place):
     with pytest.raises(NotFoundError):
         on_lambda.watch([gone, guard_of(place)], Context(), place.clock)
     assert ends.read(place.objects, "web", 2).outcome is Outcome.ROLLED_BACK
+
+
+# Whose hands are in it
+
+
+def begin(place, script):
+    place.scripts[2] = lambda _launch: script
+    release = place.release(2)
+    assert place.rollout(release).run(detach=True) is None
+    wait(place, 10)
+    return release
+
+
+def members(place, version):
+    group = place.gateways.scaling.group("web")
+    return [one.id for one in group.instances if one.version == version]
+
+
+@pytest.mark.parametrize("desired", [1, 6])
+def test_a_policy_that_scales_in_the_middle_changes_nothing(fleets, desired):
+    with fleets(size=(1, 4, 8)) as place:
+        release = begin(place, good(30.0))
+        client(place).set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=desired)
+        verdict = place.rollout(release).run()
+        assert verdict.outcome is Outcome.RELEASED
+        place.until(lambda: place.versions() == ["2"] * desired)
+
+
+def test_two_machines_that_somebody_terminates_are_replaced(fleets):
+    with fleets(size=(4, 4, 8)) as place:
+        release = begin(place, good(30.0))
+        place.gateways.ec2.terminate(members(place, "1")[:2])
+        wait(place, 25)
+        place.gateways.ec2.terminate(members(place, "2")[:2])
+        assert place.rollout(release).run().outcome is Outcome.RELEASED
+        assert place.versions() == ["2"] * 4
+
+
+def test_a_cancel_at_the_console_and_another_refresh_right_after(place):
+    release = begin(place, good(30.0))
+    place.gateways.refreshes.cancel("web")
+    place.until(lambda: not place.gateways.refreshes.newest("web")[0].active)
+    place.gateways.refreshes.start(
+        "web", template_id=place.template, version=1, preferences=Preferences()
+    )
+    verdict = place.rollout(release).run()
+    assert (verdict.outcome, verdict.reason.by) == (Outcome.CANCELLED, "aws")
+    assert verdict.refresh == place.gateways.refreshes.newest("web", 2)[1].id
+
+
+def test_a_rollback_at_the_console_has_awss_reason(place):
+    release = begin(place, good(30.0))
+    place.gateways.refreshes.rollback("web")
+    verdict = place.rollout(release).run()
+    assert (verdict.outcome, verdict.reason.rule) == (Outcome.ROLLED_BACK, "aws")
+    assert "user request" in verdict.reason.text
+
+
+def test_without_launches_aws_gives_up_after_its_hour(place):
+    client(place).suspend_processes(AutoScalingGroupName="web", ScalingProcesses=["Launch"])
+    release = begin(place, good(30.0))
+    client(place).suspend_processes(AutoScalingGroupName="web", ScalingProcesses=["Launch"])
+    verdict = place.rollout(release).run()
+    assert verdict.outcome in {Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED, Outcome.FAILED}
+    assert verdict.reason.by == "aws"
+    assert place.healthy() == 2
+
+
+def test_without_launches_a_timeout_gives_up(place):
+    client(place).suspend_processes(AutoScalingGroupName="web", ScalingProcesses=["Launch"])
+    release = begin(place, good(30.0))
+    client(place).suspend_processes(AutoScalingGroupName="web", ScalingProcesses=["Launch"])
+    verdict = place.rollout(release, rules=Rules(timeout_s=300)).run()
+    assert (verdict.outcome, verdict.reason.rule) == (Outcome.ROLLED_BACK, "timeout")
+
+
+def test_a_group_that_is_deleted_ends_it_and_gives_the_lock_back(place):
+    place.scripts[2] = lambda _launch: good(60.0)
+    at = {"start": 0}
+
+    def faults(_gateway, name):
+        at["start"] += name == "start" or bool(at["start"])
+        if at["start"] == 20:
+            place.gateways.scaling.delete_group("web", force=True)
+            place.until(lambda: not place.cloud.autoscaling.groups)
+
+    with pytest.raises(NotFoundError):
+        deploy(place, 2, gateways=Broken(faults).of(place.gateways))
+    assert lock.read(place.objects, "web", place.clock.now()) is None
+    with pytest.raises(NotFoundError):
+        guard_of(place).round()
+
+
+def test_a_rollback_that_is_refused_is_told_once_and_the_end_is_true(place):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    place.scripts[2] = lambda _launch: good(20.0)  # the group tries again, and now it works
+    refused = ConflictError("IrreversibleInstanceRefresh: CloudFormation's")
+    broken = Broken(lambda _gateway, name: refused if name == "rollback" else None)
+    rollout = place.rollout(release)
+    rollout._gateways = broken.of(place.gateways)
+    verdict = rollout.run()
+    assert verdict.outcome is Outcome.RELEASED
+    assert ends.read_reason(place.objects, "web", 2).rule == "release-fault"
+    notes = [one for one in place.facts if "rollback was not taken" in getattr(one, "text", "")]
+    assert len(notes) == 1
+    assert broken.calls.count(("refreshes", "rollback")) > 3
+
+
+# A sick cloud
+
+
+class Window:
+    """Faults of some gateways from now on, for so long."""
+
+    def __init__(self, place, error, seconds, gateways=()):
+        self._place, self._error, self._gateways = place, error, gateways
+        self._end = place.clock.monotonic() + seconds
+
+    def __call__(self, gateway, _name):
+        ill = self._place.clock.monotonic() < self._end
+        return self._error if ill and (not self._gateways or gateway in self._gateways) else None
+
+
+def under(place, release, faults):
+    rollout = place.rollout(release)
+    rollout._gateways = Broken(faults).of(place.gateways)
+    return rollout
+
+
+@pytest.mark.parametrize("seconds", [60, 300])
+@pytest.mark.parametrize("gateways", [("objects",), ("scaling", "refreshes", "ec2", "elb"), ()])
+def test_minutes_without_a_good_answer_are_borne(place, seconds, gateways):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    ill = Window(place, TransientError("503"), seconds, gateways)
+    verdict = under(place, release, ill).run()
+    assert verdict.outcome is Outcome.ROLLED_BACK
+    assert place.versions() == ["1", "1"]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_quarter_of_an_hour_without_an_answer_is_too_long(place, follow):
+    release = begin(place, good(20.0))
+    rollout = under(place, release, Window(place, TransientError("503"), 2000))
+    with pytest.raises(TransientError):
+        rollout.follow() if follow else rollout.run()
+
+
+def test_who_only_watches_bears_it_too(place):
+    release = begin(place, good(20.0))
+    watching = under(place, release, Window(place, TransientError("503"), 300))
+    guard = guard_of(place)
+    undo = place.clock.drive(lambda: None)
+    wait(place, 60)
+    guard.round()
+    guard.round()
+    undo()
+    assert watching.follow().outcome is Outcome.RELEASED
+
+
+def test_who_only_watches_does_not_wait_for_ever(place):
+    never = place.release(2)
+    with pytest.raises(ConflictError, match="never started"):
+        place.rollout(never, may_start=False).follow()
+    place.scripts[2] = lambda _launch: good(20.0)
+    assert place.rollout(never).run(detach=True) is None
+    with pytest.raises(ConflictError, match="nobody has written the verdict"):
+        place.rollout(never, may_start=False).follow()
+
+
+def test_access_that_is_lost_and_comes_back(place):
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
+    calls = {"n": 0}
+
+    def faults(gateway, name):
+        calls["n"] += name == "start" or bool(calls["n"])
+        return AccessError("ExpiredToken") if calls["n"] > 10 and gateway != "objects" else None
+
+    with pytest.raises(AccessError):
+        deploy(place, 2, gateways=Broken(faults).of(place.gateways))
+    assert lock.read(place.objects, "web", place.clock.now()) is None
+    assert ends.read(place.objects, "web", 2) is None
+    guard = guard_of(place)
+    for _ in range(60):
+        guard.round()
+        wait(place, 5)
+    verdict = ends.read(place.objects, "web", 2)
+    assert (verdict.outcome, verdict.by) == (Outcome.ROLLED_BACK, "guard")
+
+
+# Numbers
+
+
+def test_one_machine_of_two_hundred_is_nobodys_fault(fleets):
+    with fleets(size=(200, 200, 400)) as place:
+        ill = {"left": 1}
+
+        def script(_launch):
+            ill["left"] -= 1
+            if ill["left"] == 0:
+                return fails("disk-fault", "I/O error", 5.0, hold_s=5.0)
+            return good(20.0)
+
+        place.scripts[2] = script
+        assert place.rollout(place.release(2)).run().outcome is Outcome.RELEASED
+        assert place.versions() == ["2"] * 200
+
+
+def test_a_thousand_machines_that_fail_at_once_cost_a_bounded_round(fleets):
+    with fleets(size=(1000, 1000, 2000), console_lag_s=600.0, report_lag_s=600.0) as place:
+        place.scripts[2] = lambda _launch: fails("disk-fault", "x" * 300, 15.0)
+        release = place.release(2)
+        assert place.rollout(release).run(detach=True) is None
+        wait(place, 30)
+        assert len(place.machines.launches) == 2000
+        rollout = place.rollout(release)
+        broken = Broken(lambda _gateway, _name: None)
+        rollout._gateways = broken.of(place.gateways)
+        rollout.round()
+        first, broken.calls[:] = tuple(broken.calls), []
+        rollout.round()
+        assert len(first) <= 50
+        assert len(broken.calls) <= 50
+        assert sum(name == "console" for _, name in broken.calls) <= 4
+        wait(place, 700)
+        assert rollout.run().outcome is Outcome.ROLLED_BACK
+        assert place.healthy() == 1000
+
+
+# Shapes of fleets
+
+
+def test_flapping_health_is_nobodys_fault(fleets):
+    with fleets(size=(2, 2, 4)) as place:
+        calm = good(20.0)
+        serves = tuple((18.0 + 12.0 * at, 500 if at % 2 else 200) for at in range(9))
+        place.fleet = replace(place.fleet, rollout=replace(place.fleet.rollout, bake_s=120))
+        place.scripts[2] = lambda _launch: replace(calm, serves=(*serves, (130.0, 200)))
+        assert place.rollout(place.release(2)).run().outcome is Outcome.RELEASED
+
+
+def test_slow_machines_have_their_time(place):
+    place.fleet = replace(place.fleet, health=replace(place.fleet.health, within_s=180))
+    place.scripts[2] = lambda _launch: good(170.0)
+    assert place.rollout(place.release(2)).run().outcome is Outcome.RELEASED
+
+
+@pytest.mark.parametrize("size", [(1, 1, 2), (2, 2, 4), (5, 5, 10)])
+def test_what_turns_bad_while_it_bakes_is_rolled_back(fleets, size):
+    with fleets(size=size) as place:
+        place.fleet = replace(place.fleet, rollout=replace(place.fleet.rollout, bake_s=300))
+        place.scripts[2] = lambda _launch: replace(good(20.0), serves=((18.0, 200), (100.0, 500)))
+        verdict = place.rollout(place.release(2)).run()
+        assert (verdict.outcome, verdict.reason.rule) == (Outcome.ROLLED_BACK, "release-fault")
+        assert place.versions() == ["1"] * size[0]
+
+
+def test_a_canary_that_turns_bad_in_its_pause_costs_one_machine(fleets):
+    with fleets(size=(4, 4, 8)) as place:
+        bounds = replace(place.fleet.rollout, strategy=Strategy.CANARY, canary_s=300)
+        place.fleet = replace(place.fleet, rollout=bounds)
+        place.scripts[2] = lambda _launch: replace(good(20.0), serves=((18.0, 200), (80.0, 500)))
+        verdict = place.rollout(place.release(2)).run()
+        assert (verdict.outcome, verdict.reason.rule) == (Outcome.ROLLED_BACK, "release-fault")
+        assert len(verdict.reason.failures) == 1
+
+
+def test_what_dies_in_its_warm_up_is_rolled_back(fleets):
+    with fleets(size=(2, 2, 4)) as place:
+        place.fleet = replace(place.fleet, rollout=replace(place.fleet.rollout, warmup_s=120))
+        place.scripts[2] = lambda _launch: dies_after(60.0, 20.0)
+        verdict = place.rollout(place.release(2)).run()
+        assert verdict.outcome is Outcome.ROLLED_BACK
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_group_of_one_is_never_without_its_machine(fleets, bad):
+    with fleets(size=(1, 1, 2)) as place:
+        script = fails("signature", "no signature", 15.0) if bad else good(20.0)
+        place.scripts[2] = lambda _launch: script
+        least = []
+        undo = place.clock.drive(lambda: least.append(place.serving()))
+        verdict = place.rollout(place.release(2)).run()
+        undo()
+        assert verdict.outcome is (Outcome.ROLLED_BACK if bad else Outcome.RELEASED)
+        assert min(least) == 1
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_fleet_without_a_hook_and_without_health_rules(fleets, bad):
+    with fleets(hook=False) as place:
+        place.fleet = replace(place.fleet, health=None)
+        script = fails("signature", "no signature", 15.0) if bad else good(20.0)
+        place.scripts[2] = lambda _launch: replace(script, result=None, beat_s=None)
+        verdict = place.rollout(place.release(2)).run()
+        assert verdict.outcome is (Outcome.ROLLED_BACK if bad else Outcome.RELEASED)
+        assert place.healthy() == 2
+
+
+class OtherTargets(VirtualFleet):
+    """A fleet with another number of target groups than one."""
+
+    count = 0
+
+    def _create(self):
+        real = self.gateways.scaling
+        arns = [
+            self.gateways.elb.create_target_group(f"web-{at}", path="/healthz", delay_s=5).arn
+            for at in range(self.count)
+        ]
+
+        class Scaling:
+            def __getattr__(self, name):
+                return getattr(real, name)
+
+            def create_group(self, name, **options):
+                real.create_group(name, **{**options, "target_groups": arns})
+
+        self.gateways = replace(self.gateways, scaling=Scaling())
+        super()._create()
+        self.gateways = replace(self.gateways, scaling=real)
+
+    def serving(self):
+        (group,) = self.cloud.autoscaling.groups.values()
+        return sum(one.lifecycle.value == "InService" for one in group.instances.values())
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("count", [0, 2])
+def test_no_target_group_and_two(tmp_path, count, bad):
+    with endpoint() as served:
+        made = type("Made", (OtherTargets,), {"count": count})
+        with made(tmp_path, served, Wanted()) as place:
+            script = fails("signature", "no signature", 15.0) if bad else good(20.0)
+            place.scripts[2] = lambda _launch: script
+            verdict = place.rollout(place.release(2)).run()
+            assert verdict.outcome is (Outcome.ROLLED_BACK if bad else Outcome.RELEASED)
+            assert place.versions() == ["1" if bad else "2"] * 2
+
+
+def test_a_group_of_nothing_is_refused_and_can_be_tried_again(fleets):
+    with fleets(size=(0, 0, 4)) as place:
+        place.scripts[2] = lambda _launch: good(20.0)
+        with pytest.raises(CalveError):
+            deploy(place, 2)
+        client(place).set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=1)
+        place.until(lambda: place.healthy() == 1)
+        assert deploy(place, 2).outcome is Outcome.RELEASED
+        assert releases.latest(place.objects, "web") == 2
+
+
+def test_a_rollback_may_take_an_hour(place):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    place.until(lambda: len(place.machines.launches) == 4)
+    place.scripts[1] = lambda _launch: good(3000.0)
+    place.gateways.ec2.terminate(members(place, "1"))
+    verdict = place.rollout(release).run()
+    assert verdict.outcome is Outcome.ROLLED_BACK
+    assert place.healthy() == 2
+
+
+# Many at once
+
+
+def test_three_judges_in_threads_come_to_one_end(place):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    found = []
+
+    def judge(by):
+        found.append(place.rollout(release, by=by, may_start=False).run())
+
+    threads = [threading.Thread(target=judge, args=(by,)) for by in ("guard", "lambda")]
+    for one in threads:
+        one.start()
+    judge("cli")
+    for one in threads:
+        one.join(60)
+    assert len(found) == 3
+    assert len({one.dump() for one in found}) == 1
+    assert found[0].outcome is Outcome.ROLLED_BACK
+    assert len(place.gateways.refreshes.newest("web", 10)) == 1
+
+
+class Skewed:
+    """A clock that goes wrong by so much."""
+
+    def __init__(self, clock, seconds):
+        self._clock, self._by = clock, dt.timedelta(seconds=seconds)
+
+    def monotonic(self):
+        return self._clock.monotonic()
+
+    def now(self):
+        return self._clock.now() + self._by
+
+    def wait(self, event, seconds):
+        return self._clock.wait(event, seconds)
+
+
+def test_an_operator_whose_clock_is_fast_starts_nothing_and_leaves_it_to_be_taken_up(place):
+    place.scripts[2] = place.scripts[3] = lambda _launch: good(120.0)
+    seen = []
+
+    def faults(_gateway, name):
+        if name == "start":
+            seen.append(name)
+        if name != "activities" or len(seen) != 1:
+            return
+        seen.append(name)
+        with pytest.raises(ConflictError, match="release 2 is being rolled out"):
+            host = replace(host_of(place), clock=Skewed(place.clock, 600))
+            with begun(closure_of(3), place.fleet, place.gateways, host, cache="s3://acme"):
+                raise AssertionError("it took the lock for its own")
+
+    with pytest.raises(ConflictError, match="lock was lost"):
+        deploy(place, 2, gateways=Broken(faults).of(place.gateways))
+    assert len(place.gateways.refreshes.newest("web", 10)) == 1
+    assert deploy(place, 2).outcome is Outcome.RELEASED
+    assert releases.latest(place.objects, "web") == 2
+
+
+def test_a_lock_of_another_make_is_named(place):
+    for data, error in ((b"{", DamagedError), (b'{"version":2}', UsageError)):
+        place.objects.put("fleets/web/lock.json", data)
+        with pytest.raises(error) as caught:
+            deploy(place, 2)
+        assert caught.value.place.endswith("fleets/web/lock.json")
+
+
+# What a round costs
+
+
+def test_a_quiet_round_asks_little(fleets):
+    with fleets(size=(4, 4, 8)) as place:
+        released(place, 1)
+        broken = Broken(lambda _gateway, _name: None)
+        guard = Guard(place.fleet, broken.of(place.gateways), host_of(place, "guard"))
+        guard.round()
+        assert sorted(broken.calls) == [
+            ("objects", "get"),
+            ("objects", "list"),
+            ("refreshes", "newest"),
+            ("scaling", "activities"),
+        ]
