@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from unittest import mock
 
+import pytest
+
 from calve.demo.world import COMMAND_LINE
 from calve.disk.arch import X86_64
 from calve.disk.disk import BLOCK_BYTES
@@ -36,6 +38,7 @@ def make(rig, system, out):
     return built.raw
 
 
+@pytest.mark.full
 def test_it_starts_with_a_shell_and_serves(rig, tmp_path):
     system = rig.release("tiny", 1)
     raw = make(rig, system, tmp_path / "image")

@@ -80,6 +80,7 @@ def release(request, rig, publisher, tmp_path_factory):
     return volume(rig, published.snapshot.id, folder / "volume.raw"), sent, parent
 
 
+@pytest.mark.full
 def test_a_base_image_pulls_and_serves(rig, base):
     path = rig.release("webserver", 1)
     with mock.patch.object(rig, "image", return_value=base), rig.boot(rig.user_data(path)) as boot:

@@ -76,8 +76,15 @@ def test_a_release_fails_no_request_and_the_report_says_so(place):
     assert requests["failed"] == 0
     assert set(requests["by_release"]) == {"1", "2"}
     assert requests["served"] == sum(requests["by_release"].values()) > 100
-    assert [machine["release"] for machine in report["machines"]] == [1, 1, 2, 2]
-    for machine in report["machines"]:
+    assert [(one["release"], one["outcome"]) for one in report["releases"]] == [
+        (2, "released"),
+        (3, "rolled-back"),
+    ]
+    assert "system-invalid" in report["releases"][1]["reason"]
+    *machines, bad = report["machines"]
+    assert (bad["release"], bad["failure"]) == (None, "system-invalid")
+    assert [machine["release"] for machine in machines] == [1, 1, 2, 2]
+    for machine in machines:
         names = [phase["name"] for phase in machine["phases"]]
         assert names == [
             "kernel", "network", "agent", "imds", "manifest", "pull", "commit", "switch-root", "answer",
@@ -85,7 +92,7 @@ def test_a_release_fails_no_request_and_the_report_says_so(place):
         assert all(phase["seconds"] >= 0 for phase in machine["phases"])
         assert machine["agent_peak_mb"] <= 48
         assert machine["lowest_available_mb"] >= 300
-    first, second = report["machines"][0], report["machines"][-1]
+    first, second = machines[0], machines[-1]
     # The image has the kernel and the initrd, 25 MB of it.
     assert 500_000 < first["bytes_fetched"] < 5_000_000
     assert second["bytes_fetched"] < 100_000, "the seed was fetched again"
@@ -107,7 +114,10 @@ def interrupt(place, after_s, *, twice=False):
     nothing_is_left(place, mark)
 
 
-@pytest.mark.parametrize(("after_s", "twice"), [(3.0, True), (12.0, False), (30.0, True)])
+@pytest.mark.parametrize(
+    ("after_s", "twice"),
+    [(3.0, True), (12.0, False), pytest.param(30.0, True, marks=pytest.mark.full)],
+)
 def test_ctrl_c_leaves_nothing(place, after_s, twice):
     interrupt(place, after_s, twice=twice)
 
