@@ -325,5 +325,5 @@ def test_a_wrong_fleet_file_says_where(operator):
 
 def test_a_fleet_that_is_not_in_the_file_is_named(operator):
     operator.write()
-    with pytest.raises(UsageError, match="api"):
+    with pytest.raises(NotFoundError, match="api"):
         operator.doctor("api")

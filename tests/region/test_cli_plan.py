@@ -285,9 +285,9 @@ def test_nothing_is_written(shop, objects, two):
 
 
 def test_unknown_fleets_and_no_fleet_file(shop, two):
-    assert "it has web" in shop.run("plan", "wbe", two[0], code=5).stderr
+    assert "there are: web" in shop.run("plan", "wbe", two[0], code=5).stderr
     (shop.directory / "calve.toml").unlink()
-    shop.run("plan", "web", two[0], code=2)
+    shop.run("plan", "web", two[0], code=5)
 
 
 def test_an_attribute_is_built_and_what_nix_says_is_told(shop, two):

@@ -61,14 +61,19 @@ def config_of(options: argparse.Namespace) -> Config:
 
 
 def fleet_of(config: Config, name: str | None) -> Fleet:
-    """Find a fleet; UsageError where the file has none of that name, or several and none was named."""
+    """Find a fleet.
+
+    Raises:
+        NotFoundError: the file has none of that name.
+        UsageError: it has several, or none, and none was named.
+    """
     known = ", ".join(config.fleets) or "none"
     if name is None:
         if len(config.fleets) != 1:
             raise UsageError("which fleet?", place=config.path, hint=f"there are: {known}")
         return next(iter(config.fleets.values()))
     if name not in config.fleets:
-        raise UsageError(
+        raise NotFoundError(
             f"no fleet is called {name}", place=config.path, hint=f"there are: {known}"
         )
     return config.fleets[name]

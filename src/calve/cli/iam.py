@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from calve.cli import common
+from calve.cli import common, fleet_options
 from calve.cli.session import Session
-from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from calve.fleet.config import Config, Fleet
@@ -70,15 +69,9 @@ def _fleet(config: Config | None, name: str | None) -> Fleet | None:
     """Return the fleet that is named, or the only one; None where no file says."""
     if config is None or not config.fleets:
         return None
-    if name is None:
-        return next(iter(config.fleets.values())) if len(config.fleets) == 1 else None
-    if name not in config.fleets:
-        raise NotFoundError(
-            f"there is no fleet {name!r}",
-            place=config.path,
-            hint=f"it has {', '.join(config.fleets)}",
-        )
-    return config.fleets[name]
+    if name is None and len(config.fleets) > 1:
+        return None
+    return fleet_options.fleet_of(config, name)
 
 
 def _print(options: argparse.Namespace, session: Session, found: Policy, scope: Scope) -> None:

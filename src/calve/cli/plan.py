@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from calve.cli import cache_options as shared
-from calve.cli import common, diff
+from calve.cli import common, diff, fleet_options
 from calve.cli.session import Session
-from calve.errors import NotFoundError, UsageError
+from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from calve.cache.manifest import Manifest
@@ -28,7 +28,6 @@ __all__ = [
     "run",
     "show",
     "system_of",
-    "which",
 ]
 
 _MOST_MACHINES = 10_000
@@ -65,8 +64,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, session: Session) -> int:
     """Plan."""
     with diff.Closures(options, session) as closures:
-        config = closures.config
-        fleet = which(config, options.fleet)
+        config = fleet_options.config_of(options)
+        fleet = fleet_options.fleet_of(config, options.fleet)
         with common.listen(session, options) as progress:
             system = system_of(options, session, config, fleet, progress)
         found = planned(closures, fleet, system, machines=options.machines, boot_s=options.boot)
@@ -77,32 +76,10 @@ def run(options: argparse.Namespace, session: Session) -> int:
     return diff.CHANGES if options.exit_code and found.changes else 0
 
 
-def which(config: Config | None, name: str) -> Fleet:
-    """Return a fleet of the fleet file.
-
-    Raises:
-        UsageError: there is no fleet file.
-        NotFoundError: it has no such fleet.
-    """
-    if config is None:
-        raise UsageError(
-            "there is no fleet file", hint="calve.toml says what a fleet is; --config FILE names it"
-        )
-    try:
-        return config.fleets[name]
-    except KeyError:
-        known = ", ".join(config.fleets)
-        raise NotFoundError(
-            f"there is no fleet {name}",
-            place=config.path,
-            hint=f"it has {known}" if known else "it has none: [fleet.NAME]",
-        ) from None
-
-
 def system_of(
     options: argparse.Namespace,
     session: Session,
-    config: Config | None,
+    config: Config,
     fleet: Fleet,
     progress: Progress,
 ) -> StorePath:
@@ -110,7 +87,7 @@ def system_of(
     from calve.fleet.system import build
 
     base = Path.cwd()
-    if options.system is None and config is not None:
+    if options.system is None:
         base = config.path.absolute().parent
     return build(
         options.system or fleet.system,

@@ -75,7 +75,7 @@ def test_what_is_missing_is_one_message(place, run, server, admin):
         assert told[0] == "error: web: there is no such Auto Scaling group"
         assert [line.partition(":")[0] for line in told] == ["error", "hint"]
     run("history")
-    assert "no fleet is called wbe" in run("status", "wbe", code=2)
+    assert "no fleet is called wbe" in run("status", "wbe", code=5)
     run.env |= {"AWS_ACCESS_KEY_ID": admin.access_key, "AWS_SECRET_ACCESS_KEY": admin.secret_key}
     url = f"s3://none?region=test-region&endpoint={server.url}"
     run.file.write_text(f'[cache]\nurl = "{url}"\n{FLEET}')

@@ -79,7 +79,7 @@ def test_of_several_fleets_one_is_named(calve, tmp_path):
     )
     assert "FLEET stands for" in calve("show", "guard", "--config", "f.toml").stderr
     assert (
-        "it has web, db"
+        "there are: web, db"
         in calve("show", "guard", "--config", "f.toml", "--fleet", "x", code=5).stderr
     )
 
