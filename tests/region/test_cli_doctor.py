@@ -21,6 +21,7 @@ from calve.cli.session import Session as CommandLine
 from calve.contract.userdata import Hook as DataHook
 from calve.contract.userdata import UserData
 from calve.errors import NotFoundError, UsageError
+from calve.fleet.tags import HOOK
 from calve.nix.signing import SecretKey
 from calve.region.access import Access
 from calve.region.cloud import Cloud
@@ -32,7 +33,6 @@ from calve.region.scripts import good
 from calve.region.server import Server
 from calve.region.signature import Allow, Principals
 from calve.region.virtual import VirtualClock
-from calve.rollout.start import HOOK
 from calve.transport.credentials import Credentials
 
 REGION = "eu-central-1"

@@ -30,6 +30,7 @@ from calve.contract.userdata import Hook as DataHook
 from calve.contract.userdata import UserData
 from calve.errors import AccessError, NotFoundError
 from calve.fleet.config import Delivery, Fleet, Health, Rollout
+from calve.fleet.tags import HOOK
 from calve.nix import nar
 from calve.nix.hashes import Hash
 from calve.nix.narinfo import NarInfo, PathInfo
@@ -47,7 +48,6 @@ from calve.region.virtual import VirtualClock
 from calve.rollout.facts import Sources, Target, gather
 from calve.rollout.observe import Gateways
 from calve.rollout.preflight import check
-from calve.rollout.start import HOOK
 from calve.transport.credentials import Credentials
 
 REGION = "eu-central-1"

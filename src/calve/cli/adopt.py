@@ -15,6 +15,7 @@ from calve.cli.session import Session
 from calve.errors import AccessError, CalveError, ConflictError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from calve.aws.alarms import Alarms
     from calve.aws.autoscaling import Group
     from calve.aws.ec2 import TemplateVersion
     from calve.aws.profiles import GroupHealth, Profiles, Role
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Sources", "act", "arguments", "gather", "run", "wanted"]
 
 _ALIAS: Final = "resolve:"
+_APPLICATION: Final = ":loadbalancer/app/"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,14 +90,13 @@ def wanted(there: Opened, *, hook: bool | None) -> Wanted:
     """
     from calve.aws.autoscaling import Hook
     from calve.fleet.config import Delivery
+    from calve.fleet.tags import HOOK
     from calve.infra.adopt import Wanted
-    from calve.rollout.start import HOOK, REPORTS_TAG
 
     fleet = there.fleet
     hooked = fleet.health is not None if hook is None else hook
     return Wanted(
         fleet.name,
-        REPORTS_TAG,
         None if fleet.health is None else fleet.health.within_s,
         Hook(HOOK) if hooked else None,
         forced=hook is True,
@@ -114,14 +115,16 @@ class Sources:
     types: Types
     profiles: Profiles
     health: GroupHealth
+    alarms: Alarms
 
     @classmethod
     def of(cls, gateways: Gateways, aws: AwsSession) -> Sources:
         """Open those that adoption asks beside a rollout's gateways."""
+        from calve.aws.alarms import Alarms
         from calve.aws.profiles import GroupHealth, Profiles
         from calve.aws.types import Types
 
-        return cls(gateways, Types(aws), Profiles(aws), GroupHealth(aws))
+        return cls(gateways, Types(aws), Profiles(aws), GroupHealth(aws), Alarms(aws))
 
 
 def gather(sources: Sources, name: str, wanted: Wanted) -> Facts:
@@ -161,9 +164,19 @@ def gather(sources: Sources, name: str, wanted: Wanted) -> Facts:
         _role(sources, live),
         _sick(sources, group),
         sources.health.has_warm_pool(name),
+        _balanced(sources, group),
     )
     refuse(facts)
     return facts
+
+
+def _balanced(sources: Sources, group: Group) -> tuple[str, str] | None:
+    """Return the first target group that has an Application Load Balancer, and that one."""
+    for target_group in sources.gateways.elb.target_groups(group.target_groups):
+        for balancer in target_group.balancers:
+            if _APPLICATION in balancer:
+                return target_group.arn, balancer
+    return None
 
 
 def _image(sources: Sources, live: TemplateVersion) -> Bootable | None:
@@ -201,7 +214,7 @@ def act(sources: Sources, facts: Facts, change: Change) -> None:
         AccessError: the caller may not.
         CalveError: AWS will not have it.
     """
-    from calve.infra.scope import FLEET_TAG
+    from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK_TAG, REPORTS_TAG
 
     scaling, ec2 = sources.gateways.scaling, sources.gateways.ec2
     name, template, wanted = facts.group.name, facts.template.id, facts.wanted
@@ -211,7 +224,7 @@ def act(sources: Sources, facts: Facts, change: Change) -> None:
         case "template-tag":
             ec2.tag_template(template, {FLEET_TAG: change.after})
         case "reports-tag":
-            scaling.tag(name, {wanted.reports: change.after})
+            scaling.tag(name, {REPORTS_TAG: change.after})
         case "version":
             scaling.set_version(name, template, facts.live.number)
         case "imdsv2":
@@ -222,6 +235,11 @@ def act(sources: Sources, facts: Facts, change: Change) -> None:
             sources.health.set_grace(name, wanted.within_s)
         case "health-check":
             sources.health.set_checks(name, change.after)
+        case "alarm" if facts.balanced is not None:
+            sources.alarms.watch_errors(wanted.alarm, *facts.balanced)
+            scaling.tag(name, {ALARMS_TAG: change.after})
+        case "hook-tag":
+            scaling.tag(name, {HOOK_TAG: change.after})
         case "hook" if wanted.hook is not None:
             scaling.put_hook(name, wanted.hook)
         case other:

@@ -106,7 +106,7 @@ def _read(options: argparse.Namespace, session: Session) -> Settings:
     """Return those of the fleet's group."""
     from calve.aws.profiles import Check, GroupHealth
     from calve.demo.rehearse import Settings
-    from calve.rollout.start import HOOK
+    from calve.fleet.tags import HOOK
 
     with fleet_options.open_fleet(session, options) as there:
         group = there.gateways.scaling.group(there.fleet.group)

@@ -19,6 +19,7 @@ from calve.contract.codes import Code
 from calve.demo.virtual import NAME, Endpoint, VirtualFleet, Wanted, endpoint
 from calve.fleet.config import Health, Rollout
 from calve.fleet.plan import surge
+from calve.fleet.tags import HOOK
 from calve.region import hooks
 from calve.region.refresh import Preferences, Status
 from calve.region.rehearsal import Plan, Rehearsal, simulate
@@ -250,7 +251,7 @@ def _judged(
         grace = {"AutoScalingGroupName": NAME, "HealthCheckGracePeriod": str(settings.grace_s)}
         made.cloud.act("UpdateAutoScalingGroup", grace)
         if settings.hook_s is not None:
-            made.gateways.scaling.put_hook(NAME, Hook(start.HOOK, heartbeat_s=settings.hook_s))
+            made.gateways.scaling.put_hook(NAME, Hook(HOOK, heartbeat_s=settings.hook_s))
         made.scripts[2] = lambda _launch: script
         meter = _Meter(made, size)
         undo: Callable[[], None] = made.clock.drive(meter.look)

@@ -36,6 +36,7 @@ from calve.fleet import ends
 from calve.fleet import release as releases
 from calve.fleet.config import Config, Fleet, Health, parse
 from calve.fleet.release import Release
+from calve.fleet.tags import HOOK
 from calve.fleet.verdict import Outcome, Verdict
 from calve.image.base import Base
 from calve.image.publish import Publisher
@@ -55,7 +56,7 @@ from calve.ui.text import mb
 
 __all__ = ["Play", "fleet_file", "show"]
 
-HOOK: Final = Hook(start.HOOK)
+LAUNCH: Final = Hook(HOOK)
 """Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
 
 _SIZE: Final = 2
@@ -273,7 +274,7 @@ class _Fleet:
         data = release.user_data(
             (world.machine_cache,),
             health=start.checks(fleet.health),
-            hook=UserHook(fleet.group, HOOK.name, world.machine_api) if self._is_held else None,
+            hook=UserHook(fleet.group, LAUNCH.name, world.machine_api) if self._is_held else None,
             reports=world.machine_reports,
         )
         return data.dump()
@@ -312,7 +313,7 @@ class _Fleet:
             target_groups=[target.arn],
             grace_s=_GRACE_S,
             zones=[f"{REGION}a"],
-            hooks=[HOOK] if self._is_held else [],
+            hooks=[LAUNCH] if self._is_held else [],
         )
         return target.arn
 

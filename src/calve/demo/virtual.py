@@ -30,6 +30,7 @@ from calve.fleet import release as releases
 from calve.fleet.config import Delivery, Fleet, Health
 from calve.fleet.config import Rollout as Bounds
 from calve.fleet.release import Release
+from calve.fleet.tags import HOOK
 from calve.progress import Event, Fact
 from calve.region.api_throttles import ApiThrottles
 from calve.region.cloud import Cloud
@@ -199,7 +200,7 @@ class VirtualFleet:
         data = first.user_data(
             (CACHE,),
             health=start.checks(self.fleet.health),
-            hook=UserHook(NAME, start.HOOK) if self.wanted.hook else None,
+            hook=UserHook(NAME, HOOK) if self.wanted.hook else None,
             reports=_REPORTS,
         )
         template = gateways.ec2.create_template(
@@ -217,7 +218,7 @@ class VirtualFleet:
             size=self.wanted.size,
             target_groups=[arn],
             grace_s=60,
-            hooks=[Hook(start.HOOK)] if self.wanted.hook else [],
+            hooks=[Hook(HOOK)] if self.wanted.hook else [],
         )
         self.until(lambda: self.serving() == desired)
 

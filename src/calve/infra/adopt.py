@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from calve.contract.userdata import UserData, UserDataError
 from calve.errors import UsageError
+from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK_TAG, REPORTS_TAG
 from calve.image.ami import CONTRACT
-from calve.infra.scope import FLEET_TAG
 from calve.infra.terraform import keep_release
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Wanted:
 
     Attributes:
         fleet: the fleet's name.
-        reports: the group's tag that says where its machines may write boot reports.
         within_s: so long a machine may take until it is healthy; None where nothing asks it.
         hook: the launch hook that it is to have; None for none.
         forced: the hook is wanted even where it ends machines that do not know it.
@@ -43,11 +42,15 @@ class Wanted:
     """
 
     fleet: str
-    reports: str
     within_s: int | None = None
     hook: Hook | None = None
     forced: bool = False
     pulls: bool = True
+
+    @property
+    def alarm(self) -> str:
+        """Return the name of the alarm upon what the machines answer."""
+        return f"calve-{self.fleet}-errors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Facts:
         role: of the machines; None where it cannot be told.
         sick: machines in service that fail the balancer's check.
         warm_pool: it has one.
+        balanced: ARNs of a target group and of the Application Load Balancer before it; None where there is none.
     """
 
     wanted: Wanted
@@ -75,6 +79,7 @@ class Facts:
     role: Role | None = None
     sick: tuple[str, ...] = ()
     warm_pool: bool = False
+    balanced: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ def _template_tag(facts: Facts) -> Change | None:
 
 
 def _reports(facts: Facts) -> Change | None:
-    key, role = facts.wanted.reports, facts.role
+    key, role = REPORTS_TAG, facts.role
     before = facts.group.tags.get(key, "")
     after = "" if role is None else f"boot-reports/{role.id}"
     if not after or before == after:
@@ -230,6 +235,25 @@ def _hook(facts: Facts) -> Change | None:
     return Change("hook", text, _told(known), _told(wanted))
 
 
+def _hook_tag(facts: Facts) -> Change | None:
+    """Have the next release's machines know of a hook that cannot be put yet."""
+    wanted, key = facts.wanted.hook, HOOK_TAG
+    if wanted is None or facts.group.tags.get(key) == wanted.name or wanted in facts.hooks:
+        return None
+    if _hook(facts) is not None:
+        return None
+    text = f"the group gets the tag {key}: machines of the next release let go of the launch hook that is put later"
+    return Change("hook-tag", text, "", wanted.name)
+
+
+def _alarm(facts: Facts) -> Change | None:
+    wanted, there = facts.wanted, facts.group.tags.get(ALARMS_TAG, "")
+    if facts.balanced is None or wanted.alarm in there.split():
+        return None
+    text = f"the alarm {wanted.alarm} is made, upon the share of 5xx among the machines' answers; every refresh has it"
+    return Change("alarm", text, there, f"{there} {wanted.alarm}".strip())
+
+
 def _misses_hook(facts: Facts) -> bool:
     wanted = facts.wanted.hook
     return wanted is not None and wanted not in facts.hooks
@@ -268,7 +292,9 @@ _CHANGES: Final[tuple[Callable[[Facts], Change | None], ...]] = (
     _tokens,
     _grace,
     _checks,
+    _alarm,
     _hook,
+    _hook_tag,
 )
 
 
@@ -348,7 +374,7 @@ def _of_hooks(facts: Facts) -> Iterator[Warned]:
     if facts.wanted.forced:
         yield Warned("hook", text, "deploy now")
     else:
-        hint = "the balancer alone judges until then; --hook puts it all the same"
+        hint = "the balancer alone judges until then: deploy, and adopt again; --hook puts it all the same"
         yield Warned("hook", f"{text}; it is left out", hint)
 
 
@@ -372,7 +398,7 @@ def advice(facts: Facts, made: tuple[Change, ...]) -> str:
     group = facts.group
     if _STACK in group.tags:
         return _CLOUDFORMATION.format(stack=group.tags[_STACK], group=group.name)
-    names = (FLEET_TAG, facts.wanted.reports)
+    names = (FLEET_TAG, REPORTS_TAG, HOOK_TAG, ALARMS_TAG)
     tags = {name: group.tags[name] for name in names if name in group.tags}
     text = keep_release(group.name, facts.template.id, facts.live.number, tags=tags)
     lines = [f"#   {one.terraform}" for one in made if one.terraform]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from calve.errors import CalveError
+from calve.fleet.tags import FLEET_TAG
 from calve.image.ami import LINE
 from calve.infra.roles import Role
-from calve.infra.scope import FLEET_TAG
 
 if TYPE_CHECKING:
     from calve.infra.scope import Scope

@@ -16,10 +16,8 @@ from calve.errors import UsageError
 if TYPE_CHECKING:
     from calve.fleet.config import Cache, Fleet, KeySource
 
-__all__ = ["FLEET_TAG", "PLACEHOLDERS", "Scope"]
+__all__ = ["PLACEHOLDERS", "Scope"]
 
-FLEET_TAG: Final = "calve:fleet"
-"""The tag of a group and of a launch template that says whose they are."""
 PLACEHOLDERS: Final = {
     "account": ("ACCOUNT", "--account"),
     "region": ("REGION", "the cache's URL in the fleet file"),

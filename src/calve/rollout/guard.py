@@ -12,7 +12,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Final
 
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import ConflictError, NotFoundError
+from calve.errors import CalveError, ConflictError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Failure, Outcome, Reason
 from calve.progress import Fact, Note
@@ -20,7 +20,7 @@ from calve.rollout import breaker, start
 from calve.rollout.run import Host, Rollout, Settings, description
 
 if TYPE_CHECKING:
-    from calve.aws.autoscaling import Group
+    from calve.aws.autoscaling import Activity, Group
     from calve.fleet.config import Fleet
     from calve.fleet.release import Release
     from calve.rollout.breaker import Run
@@ -103,21 +103,29 @@ class Guard:
         if failing is None:
             self._say(f"{len(run.instances)} launches in a row failed, of no release of this fleet")
             return
-        tripped = self._pinned_back(failing)
-        if tripped is not None:
-            run = breaker.run_of(one for one in activities if one.started_at >= tripped)
+        run = breaker.run_of(self._since_pinned_back(failing, activities))
         if run.trips:
             self._trip(group, failing, run)
 
-    def _pinned_back(self, number: int) -> dt.datetime | None:
-        """Return when the group was last pinned back to a release or an earlier one; None for never.
+    def _since_pinned_back(
+        self, number: int, activities: tuple[Activity, ...]
+    ) -> tuple[Activity, ...]:
+        """Return what a group did since it was pinned back to a release or an earlier one; all where it was not.
 
-        What failed to launch before then failed of a later release.
+        What failed to launch before then failed of a later release; its names tell, whatever our clock says.
         """
         objects, fleet = self._gateways.objects, self._fleet.name
         later = (one.release.number for one in history.recent(objects, fleet, most=_LOOKED))
-        tripped = (ends.tripped(objects, fleet, one) for one in later if one > number)
-        return max((one.at for one in tripped if one is not None), default=None)
+        tripped = [ends.tripped(objects, fleet, one) for one in later if one > number]
+        last = max(
+            (one for one in tripped if one is not None), key=lambda one: one.at, default=None
+        )
+        if last is None:
+            return activities
+        names = {one.instance for one in last.failures}
+        theirs = (one for one in activities if any(name in one.description for name in names))
+        end = max((one.started_at for one in theirs), default=last.at)
+        return tuple(one for one in activities if one.started_at > end)
 
     def _configured(self, group: Group) -> int | None:
         """Return the release that a group launches, as its version's user data says; None for none of ours."""
@@ -164,7 +172,7 @@ class Guard:
     def _heard(self, instance: str, release: int) -> Failure:
         try:
             console = self._gateways.ec2.console(instance)
-        except NotFoundError:
-            console = ""
+        except CalveError:
+            console = ""  # what it said would be good to have; that the loop ends is better
         lines = [line.rstrip() for line in console.splitlines() if line.strip()]
         return Failure(instance, "launch", f"of release {release}", "", tuple(lines[-8:]))

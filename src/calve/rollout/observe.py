@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from calve.cache.objects import is_missing
 from calve.contract import evidence
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CalveError, DamagedError, NotFoundError, TransientError
+from calve.errors import AccessError, CalveError, DamagedError, NotFoundError, TransientError
 from calve.rollout.observation import (
     End,
     Machine,
@@ -145,7 +145,7 @@ class Observer:
     def _targets(self, group: Group, mine: dict[str, GroupInstance], at_s: float) -> None:
         health: dict[str, TargetHealth] = {}
         for arn in group.target_groups:
-            for one in self._gateways.elb.health(arn):
+            for one in self._health(arn):
                 there = health.get(one.id)
                 if there is None or there.state == "healthy":
                     health[one.id] = one
@@ -159,9 +159,20 @@ class Observer:
             ):
                 known.target = Target(found.state, found.reason or "", at_s)
 
+    def _health(self, arn: str) -> tuple[TargetHealth, ...]:
+        try:
+            return self._gateways.elb.health(arn)
+        except NotFoundError:
+            return ()  # somebody deleted the target group: nobody says anything of its machines
+
     def _is_well(self, one: GroupInstance) -> bool:
-        target = self._known[one.id].target
-        return one.lifecycle == "InService" and (target is None or target.state == "healthy")
+        """Say whether nothing more is to be heard of it; without a balancer it has to say so itself."""
+        known = self._known[one.id]
+        if known.target is not None:
+            well = known.target.state == "healthy"
+        else:
+            well = any(event.kind == "healthy" for event in known.events)
+        return well and one.lifecycle == "InService"
 
     # What machines say
 
@@ -201,8 +212,10 @@ class Observer:
     def _console_of(self, instance: str) -> str:
         try:
             return self._gateways.ec2.console(instance)
-        except (NotFoundError, TransientError):
-            return ""
+        except AccessError:
+            raise
+        except CalveError:
+            return ""  # it is gone, its type has no present console, or EC2 no good answer
 
     @staticmethod
     def _take(known: Said, text: str) -> None:

@@ -16,9 +16,10 @@ from calve.contract.userdata import LIMIT_BYTES
 from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery
 from calve.fleet.plan import surge
+from calve.fleet.tags import HOOK
 from calve.nix.storepath import STORE_DIR, StorePath
 from calve.rollout.facts import ALIAS, Facts
-from calve.rollout.start import HOOK, alarms
+from calve.rollout.start import alarms
 
 if TYPE_CHECKING:
     from calve.contract.abi import Wanted

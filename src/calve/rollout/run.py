@@ -19,13 +19,13 @@ from calve.contract.userdata import UserData, UserDataError
 from calve.errors import CalveError, ConflictError, NotFoundError, TransientError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Outcome, Reason, Verdict
-from calve.progress import Fact, Note, Progress, silent
-from calve.progress import Step as Counted
+from calve.progress import Note, Progress, silent
 from calve.rollout import judge as judges
 from calve.rollout import steps
 from calve.rollout.judge import Rules
 from calve.rollout.observe import Observer
 from calve.rollout.steps import Situation, Step
+from calve.rollout.telling import Telling
 from calve.tasks import Cancel
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from calve.aws.refreshes import Refresh
     from calve.fleet.lock import Held
     from calve.fleet.release import Release
-    from calve.rollout.observation import Machine, Observation
+    from calve.rollout.observation import Observation
     from calve.rollout.observe import Gateways
 
 __all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
@@ -111,7 +111,7 @@ class Rollout:
         self._host = host
         self._version: TemplateVersion | None = None
         self._observer: Observer | None = None
-        self._told: dict[str, str] = {}
+        self._telling = Telling(release.number, host.progress)
 
     def run(self, *, detach: bool = False) -> Verdict | None:
         """Go on until it has ended; return how.
@@ -124,8 +124,10 @@ class Rollout:
             TransientError: AWS did not answer for a quarter of an hour.
         """
         host, patience = self._host, _Patience(self._host)
+        step: Step | None = None
         while True:
             host.cancel.check()
+            before = step
             try:
                 if host.lock is not None:
                     host.lock.renew()
@@ -136,9 +138,9 @@ class Rollout:
                 step = steps.Watch()
             if isinstance(step, steps.Done):
                 return step.verdict
-            if isinstance(step, steps.Watch):
-                if detach:
-                    return None
+            if detach and isinstance(step, steps.Watch):
+                return None
+            if isinstance(step, steps.Watch) or step == before:  # a rollback that was not taken
                 host.cancel.wait(host.poll_s, host.clock)
 
     def follow(self) -> Verdict:
@@ -217,7 +219,7 @@ class Rollout:
                 self._gateways, self._group, version.number, version.user_data
             )
         seen = self._observer.look(group, refresh, self._host.clock.now())
-        self._tell(group, refresh, seen)
+        self._telling.round(group, refresh, seen)
         return seen
 
     def _judge(self, seen: Observation, refresh: Refresh) -> Reason | None:
@@ -256,7 +258,7 @@ class Rollout:
             image_id=self.release.image,
             token=f"{self.release.manifest[:32]}-{self.release.number}",
         )
-        self._fact(
+        self._telling.fact(
             "version",
             f"launch template version {self._version.number}, from {source}",
             version=self._version.number,
@@ -265,13 +267,18 @@ class Rollout:
 
     def _start(self, version: int) -> None:
         group = self._gateways.scaling.group(self._group)
-        refresh = self._gateways.refreshes.start(
-            self._group,
-            template_id=str(group.template_id),
-            version=version,
-            preferences=self._settings.preferences,
-        )
-        self._fact(
+        try:
+            refresh = self._gateways.refreshes.start(
+                self._group,
+                template_id=str(group.template_id),
+                version=version,
+                preferences=self._settings.preferences,
+            )
+        except ConflictError as error:
+            # Ours, which AWS does not list yet, or somebody else's: the next round sees.
+            self._telling.once("start", f"the refresh was not started: {error.message}")
+            return
+        self._telling.fact(
             "refresh",
             f"instance refresh {refresh} of {group.desired} machines",
             refresh=refresh,
@@ -287,12 +294,12 @@ class Rollout:
             self._gateways.refreshes.rollback(self._group)
         except (ConflictError, NotFoundError) as error:
             # Another host was first, it ended by itself, or AWS is at work on the group: the next round sees.
-            self._say("rollback", f"the rollback was not taken: {error.message}")
+            self._telling.once("rollback", f"the rollback was not taken: {error.message}")
             return
-        self._fact("rollback", f"rolling back: {kept.text}", **kept.document())
+        self._telling.fact("rollback", f"rolling back: {kept.text}", **kept.document())
         self._capture(kept)
-        for one in seen.machines if seen is not None else ():
-            self._told.pop(one.id, None)
+        if seen is not None:
+            self._telling.again(one.id for one in seen.machines)
 
     def _capture(self, reason: Reason) -> None:
         observer = self._observer
@@ -300,18 +307,19 @@ class Rollout:
             return
         for failure in reason.failures[:_CAPTURED]:
             try:
-                text = observer.listen(failure.instance)
+                self._keep_words(observer, failure.instance)
             except CalveError as error:
-                self._host.progress(Note(f"{failure.instance}: nothing more to hear: {error}"))
-                text = observer.said(failure.instance)
-            if text:
-                ends.keep_log(
-                    self._gateways.objects,
-                    self.release.fleet,
-                    self.release.number,
-                    failure.instance,
-                    text,
-                )
+                self._host.progress(Note(f"{failure.instance}: what it said is lost: {error}"))
+
+    def _keep_words(self, observer: Observer, instance: str) -> None:
+        objects, release = self._gateways.objects, self.release
+        try:
+            text = observer.listen(instance)
+        except CalveError as error:
+            self._host.progress(Note(f"{instance}: nothing more to hear: {error}"))
+            text = observer.said(instance)
+        if text:
+            ends.keep_log(objects, release.fleet, release.number, instance, text)
 
     def _conclude(self, outcome: Outcome, reason: Reason | None) -> None:
         refresh = self._refresh_id()
@@ -331,7 +339,7 @@ class Rollout:
         text = f"release {self.release.number}: {verdict.outcome.value.replace('-', ' ')}"
         if verdict.reason is not None:
             text += f": {verdict.reason.text}"
-        self._fact("verdict", text, **verdict.document())
+        self._telling.fact("verdict", text, **verdict.document())
 
     def _refresh_id(self) -> str:
         version = self._version
@@ -340,76 +348,8 @@ class Rollout:
                 return one.id
         return ""
 
-    # Telling
-
     def _now(self) -> dt.datetime:
         return self._host.clock.now()
-
-    def _say(self, about: str, text: str) -> None:
-        """Say it once."""
-        if self._told.get(about) != text:
-            self._told[about] = text
-            self._host.progress(Note(text))
-
-    def _fact(self, kind: str, text: str, /, **fields: object) -> None:
-        self._host.progress(Fact(kind, text, {"release": self.release.number, **fields}))
-
-    def _tell(self, group: Group, refresh: Refresh, seen: Observation) -> None:
-        """Tell what changed since the last round."""
-        said = f"{refresh.status} {refresh.reason or ''}"
-        if self._told.get("refresh") != said:
-            self._told["refresh"] = said
-            reason = f": {refresh.reason}" if refresh.reason else ""
-            self._fact(
-                "status",
-                f"{refresh.status}, {refresh.percent} %{reason}",
-                status=refresh.status,
-                percent=refresh.percent,
-                reason=refresh.reason,
-                serving=seen.serving,
-                desired=group.desired,
-            )
-        self._host.progress(
-            Counted(f"release {self.release.number}", seen.serving, group.desired, "machines")
-        )
-        for one in seen.machines:
-            self._tell_machine(one)
-        for each in seen.refused:
-            if self._told.setdefault(each.activity, "") == "":
-                self._told[each.activity] = "told"
-                self._fact("refused", f"a launch was refused: {each.message}", message=each.message)
-
-    def _tell_machine(self, one: Machine) -> None:
-        state = _state(one)
-        if self._told.get(one.id) != state:
-            self._told[one.id] = state
-            self._fact(
-                "machine",
-                f"{one.id}: {state}",
-                instance=one.id,
-                lifecycle=one.lifecycle,
-                phase=one.phase,
-                target=None if one.target is None else one.target.state,
-                state=state,
-            )
-
-
-def _state(one: Machine) -> str:
-    """Say in a few words where a machine is."""
-    failure = one.failure
-    if failure is not None:
-        return f"failed: {failure.fields.get('code')}: {failure.fields.get('message')}"
-    if one.end is not None and one.lifecycle != "InService":
-        return f"ended: {one.end.value}"
-    if one.lifecycle == "InService":
-        if one.target is None or one.target.state == "healthy":
-            return "in service"
-        return f"in service, {one.target.state}" + (
-            f" ({one.target.reason})" if one.target.reason else ""
-        )
-    if one.lifecycle.startswith("Terminating"):
-        return "terminating"
-    return one.phase or one.lifecycle or "gone"
 
 
 class _Patience:

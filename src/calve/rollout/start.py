@@ -17,6 +17,7 @@ from calve.errors import ConflictError, NotFoundError, UsageError
 from calve.fleet import ends, history
 from calve.fleet import release as releases
 from calve.fleet.config import Strategy
+from calve.fleet.tags import ALARMS_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.fleet.verdict import Outcome, Reason, Verdict
 from calve.rollout.judge import Rules
 
@@ -29,27 +30,10 @@ if TYPE_CHECKING:
     from calve.fleet.release import Release
     from calve.rollout.run import Change
 
-__all__ = [
-    "ALARMS_TAG",
-    "HOOK",
-    "REPORTS_TAG",
-    "Closure",
-    "change",
-    "checks",
-    "number",
-    "preferences",
-    "resolved",
-    "rules",
-]
+__all__ = ["Closure", "alarms", "change", "checks", "number", "preferences", "resolved", "rules"]
 
-HOOK: Final = "calve-launch"
-"""The launch hook that holds a machine until it is healthy."""
-ALARMS_TAG: Final = "calve:alarms"
-"""The group's tag that names the alarms which `calve adopt` made for it, with spaces between them."""
 MOST_ALARMS: Final = 10
 """Auto Scaling's bound."""
-REPORTS_TAG: Final = "calve:reports"
-"""The group's tag that says where its machines' role may write boot reports."""
 _TAG: Final = "tag:"
 
 
@@ -151,6 +135,8 @@ def change(
     is healthy, the group which hook waits and where reports go.
     """
     held = any(one.name == HOOK and one.launching for one in hooks)
+    # A machine that lets go of a hook which is not there does no harm: the hook can be put once all know of it.
+    held = held or group.tags.get(HOOK_TAG) == HOOK
 
     def make(live: TemplateVersion) -> bytes:
         try:

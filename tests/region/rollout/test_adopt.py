@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 import calve.aws.session
-from calve.aws.autoscaling import AutoScaling
+from calve.aws.autoscaling import AutoScaling, Hook
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.refreshes import Refreshes
@@ -21,12 +21,11 @@ from calve.cli.session import Session as CommandLine
 from calve.contract.userdata import UserData
 from calve.demo.virtual import IMAGE
 from calve.errors import ConflictError, UsageError
+from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.image.ami import CONTRACT
 from calve.infra.adopt import Wanted, changes
-from calve.infra.scope import FLEET_TAG
 from calve.region.scripts import good
 from calve.rollout.observe import Gateways
-from calve.rollout.start import HOOK, REPORTS_TAG
 
 GROUP = "shop"
 FOREIGN = b"#!/bin/sh\nexec serve\n"
@@ -89,7 +88,7 @@ class Shop:
             AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), place.objects
         )
         self.sources = module.Sources.of(gateways, session)
-        self.wanted = Wanted("shop", REPORTS_TAG, 60)
+        self.wanted = Wanted("shop", 60, Hook(HOOK))
 
     @property
     def group(self):
@@ -145,6 +144,8 @@ def test_a_group_becomes_a_fleet_and_then_there_is_nothing_to_do(shop):
         "imdsv2",
         "grace",
         "health-check",
+        "alarm",
+        "hook-tag",
     ]
     group, live = shop.group, shop.live
     role_id = shop.place.cloud.profiles.role_id("acme-machine")
@@ -152,7 +153,10 @@ def test_a_group_becomes_a_fleet_and_then_there_is_nothing_to_do(shop):
         "team": "shop",
         FLEET_TAG: "shop",
         REPORTS_TAG: f"boot-reports/{role_id}",
+        ALARMS_TAG: "calve-shop-errors",
+        HOOK_TAG: HOOK,
     }
+    assert list(shop.place.cloud.alarms.states) == ["calve-shop-errors"]
     assert shop.ec2.template_of(shop.template).tags == {FLEET_TAG: "shop"}
     assert (group.version, group.health_check, group.grace_s) == ("2", "ELB", 60)
     assert (live.metadata_tokens, live.profile, live.user_data) == ("required", "acme", FOREIGN)
@@ -200,7 +204,7 @@ def test_without_anybody_to_ask_nothing_is_changed(shop):
     assert shop.group.version == "$Latest"
 
 
-@pytest.mark.parametrize("made", range(1, 7))
+@pytest.mark.parametrize("made", range(1, 9))
 def test_killed_after_any_change_it_goes_on_with_the_others(shop, made):
     all_of_them = changes(shop.facts())
     for one in all_of_them[:made]:

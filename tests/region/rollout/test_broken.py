@@ -107,6 +107,22 @@ class _Proxy:
         )
 
 
+class Skewed:
+    """A clock that goes wrong by so much."""
+
+    def __init__(self, clock, seconds):
+        self._clock, self._by = clock, dt.timedelta(seconds=seconds)
+
+    def monotonic(self):
+        return self._clock.monotonic()
+
+    def now(self):
+        return self._clock.now() + self._by
+
+    def wait(self, event, seconds):
+        return self._clock.wait(event, seconds)
+
+
 # Hostile words
 
 
@@ -307,7 +323,8 @@ def test_a_lock_that_cannot_be_given_back_hides_no_outcome(place):
 # The breaker
 
 
-def test_the_breaker_trips_one_release_alone(place):
+@pytest.mark.parametrize("skew_s", [0, -600, 600])
+def test_the_breaker_trips_one_release_alone(place, skew_s):
     released(place, 1)
     for number in (2, 3):
         place.scripts[number] = lambda _launch: good(20.0)
@@ -315,7 +332,8 @@ def test_the_breaker_trips_one_release_alone(place):
     place.scripts[2] = lambda _launch: good(100.0)
     place.scripts[3] = lambda _launch: fails("cache-denied", "403", 5.0, hold_s=5.0)
     client(place).set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=3)
-    guard = guard_of(place)
+    host = replace(host_of(place, "guard"), clock=Skewed(place.clock, skew_s))
+    guard = Guard(place.fleet, place.gateways, host)
     for _ in range(20):
         guard.round()
         wait(place, 20)
@@ -546,6 +564,93 @@ def test_access_that_is_lost_and_comes_back(place):
     assert (verdict.outcome, verdict.by) == (Outcome.ROLLED_BACK, "guard")
 
 
+class Late:
+    """A gateway to refreshes that does not list a new one at first."""
+
+    def __init__(self, real):
+        self._real, self.hidden, self.started = real, 3, 0
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def start(self, group, **options):
+        self.started += 1
+        return self._real.start(group, **options)
+
+    def newest(self, group, most=1):
+        if self.started and self.hidden:
+            self.hidden -= 1
+            return ()
+        return self._real.newest(group, most)
+
+
+def test_a_refresh_that_is_not_listed_yet_is_waited_for(place):
+    place.scripts[2] = lambda _launch: good(20.0)
+    late = Late(place.gateways.refreshes)
+    verdict = deploy(place, 2, gateways=replace(place.gateways, refreshes=late))
+    assert verdict.outcome is Outcome.RELEASED
+    assert late.started > 1
+    assert len(place.gateways.refreshes.newest("web", 10)) == 1
+
+
+def test_somebody_elses_refresh_that_began_a_moment_before_is_a_conflict(place):
+    release = place.release(2)
+    rollout = place.rollout(release)
+
+    def faults(_gateway, name):
+        if name == "start":
+            place.gateways.refreshes.start(
+                "web",
+                template_id=place.template,
+                version=1,
+                preferences=Preferences(skip_matching=False),
+            )
+
+    rollout._gateways = Broken(faults).of(place.gateways)
+    with pytest.raises(ConflictError, match="another instance refresh"):
+        rollout.run()
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (("ec2", "console"), CalveError("UnsupportedOperation: no Latest for this type")),
+        (("elb", "health"), NotFoundError("TargetGroupNotFound")),
+    ],
+)
+def test_without_consoles_or_a_target_group_it_goes_on(place, call, error):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    verdict = under(place, release, lambda *named: error if named == call else None).run()
+    assert verdict.outcome is Outcome.ROLLED_BACK
+
+
+def test_words_that_cannot_be_kept_do_not_stop_the_verdict(place):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    puts = []
+
+    def faults(gateway, name):
+        puts.append((gateway, name))
+        second = puts.count(("objects", "put")) == 2
+        return AccessError("denied") if second and (gateway, name) == ("objects", "put") else None
+
+    assert under(place, release, faults).run().outcome is Outcome.ROLLED_BACK
+    assert any("what it said is lost" in getattr(one, "text", "") for one in place.facts)
+
+
+def test_the_breaker_trips_without_consoles(place):
+    released(place, 1)
+    place.scripts[2] = lambda _launch: good(20.0)
+    assert place.rollout(place.release(2)).run().outcome is Outcome.RELEASED
+    place.scripts[2] = lambda _launch: fails("cache-denied", "403", 5.0, hold_s=5.0)
+    client(place).set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=3)
+    broken = Broken(lambda _gateway, name: AccessError("denied") if name == "console" else None)
+    guard = Guard(place.fleet, broken.of(place.gateways), host_of(place, "guard"))
+    for _ in range(10):
+        guard.round()
+        wait(place, 20)
+    assert place.gateways.scaling.group("web").version == "1"
+
+
 # Numbers
 
 
@@ -585,12 +690,17 @@ def test_a_thousand_machines_that_fail_at_once_cost_a_bounded_round(fleets):
 # Shapes of fleets
 
 
-def test_flapping_health_is_nobodys_fault(fleets):
-    with fleets(size=(2, 2, 4)) as place:
-        calm = good(20.0)
-        serves = tuple((18.0 + 12.0 * at, 500 if at % 2 else 200) for at in range(9))
-        place.fleet = replace(place.fleet, rollout=replace(place.fleet.rollout, bake_s=120))
-        place.scripts[2] = lambda _launch: replace(calm, serves=(*serves, (130.0, 200)))
+def test_one_machine_whose_health_flaps_is_not_enough(fleets):
+    with fleets(size=(3, 3, 6)) as place:
+        place.fleet = replace(place.fleet, rollout=replace(place.fleet.rollout, bake_s=200))
+        serves = tuple((18.0 + 30.0 * at, 500 if at % 2 else 200) for at in range(9))
+        first = []
+
+        def script(launch):
+            first.append(launch.instance_id)
+            return replace(good(20.0), serves=serves) if len(first) == 1 else good(20.0)
+
+        place.scripts[2] = script
         assert place.rollout(place.release(2)).run().outcome is Outcome.RELEASED
 
 
@@ -762,22 +872,6 @@ def test_three_judges_in_threads_come_to_one_end(place):
     assert len({one.dump() for one in found}) == 1
     assert found[0].outcome is Outcome.ROLLED_BACK
     assert len(place.gateways.refreshes.newest("web", 10)) == 1
-
-
-class Skewed:
-    """A clock that goes wrong by so much."""
-
-    def __init__(self, clock, seconds):
-        self._clock, self._by = clock, dt.timedelta(seconds=seconds)
-
-    def monotonic(self):
-        return self._clock.monotonic()
-
-    def now(self):
-        return self._clock.now() + self._by
-
-    def wait(self, event, seconds):
-        return self._clock.wait(event, seconds)
 
 
 def test_an_operator_whose_clock_is_fast_starts_nothing_and_leaves_it_to_be_taken_up(place):

@@ -100,13 +100,10 @@ def test_it_can_be_stopped_between_two_releases():
 
 
 def codes(**changes):
-    rollout = {name: changes.pop(name) for name in list(changes) if hasattr(Rollout, name)}
-    return [
-        one.code
-        for one in advise(
-            replace(SETTINGS, **changes, rollout=replace(SETTINGS.rollout, **rollout))
-        )
-    ]
+    """Return the advice on settings that are changed; what is no setting's own is the rollout's."""
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(Settings, name)}
+    rollout = replace(SETTINGS.rollout, **changes)
+    return [one.code for one in advise(replace(SETTINGS, **own, rollout=rollout))]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from calve.contract.userdata import UserData
 from calve.errors import NotFoundError, UsageError
 from calve.fleet.config import Strategy
+from calve.fleet.tags import ALARMS_TAG, HOOK, REPORTS_TAG
 from calve.rollout import start
 
 
@@ -24,7 +25,7 @@ def test_a_group_is_found_by_its_tag(place):
 
 def test_machines_are_told_what_the_group_says(place):
     scaling, release = place.gateways.scaling, place.release(2)
-    scaling.tag("web", {start.REPORTS_TAG: "boot-reports/AROA2"})
+    scaling.tag("web", {REPORTS_TAG: "boot-reports/AROA2"})
     group, live = scaling.group("web"), place.gateways.ec2.version(place.template, 1)
     before = UserData.parse(live.user_data)
     make = start.change(release, place.fleet, group, scaling.hooks("web"), "s3://other")
@@ -34,7 +35,7 @@ def test_machines_are_told_what_the_group_says(place):
     assert after.reports == "boot-reports/AROA2"
     foreign = replace(live, user_data=b"#!/bin/sh")
     made = UserData.parse(make(foreign))
-    assert (made.caches, made.hook.name) == (("s3://other",), start.HOOK)
+    assert (made.caches, made.hook.name) == (("s3://other",), HOOK)
     assert (
         UserData.parse(start.change(release, place.fleet, group, (), "s3://o")(live)).hook is None
     )
@@ -52,7 +53,7 @@ def test_a_canary_is_one_machine_at_least(place, desired, checkpoints):
 
 
 def test_alarms_are_the_fleet_files_and_those_of_the_adoption(place):
-    place.gateways.scaling.tag("web", {start.ALARMS_TAG: "calve-web-errors web-5xx"})
+    place.gateways.scaling.tag("web", {ALARMS_TAG: "calve-web-errors web-5xx"})
     rollout = replace(place.fleet.rollout, alarms=("web-5xx", "web-slow"))
     found = start.alarms(rollout, place.gateways.scaling.group("web"))
     assert found == ("web-5xx", "web-slow", "calve-web-errors")

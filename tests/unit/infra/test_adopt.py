@@ -13,13 +13,12 @@ from calve.aws.types import Bootable
 from calve.contract.userdata import Hook as DataHook
 from calve.contract.userdata import UserData
 from calve.errors import UsageError
+from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.image.ami import CONTRACT
 from calve.infra.adopt import Facts, Wanted, advice, changes, refuse, warnings
-from calve.infra.scope import FLEET_TAG
-from calve.rollout.start import HOOK, REPORTS_TAG
 
 OURS = Hook(HOOK)
-WANTED = Wanted("web", REPORTS_TAG, 180, OURS)
+WANTED = Wanted("web", 180, OURS)
 IMAGE = Bootable("ami-0123456789abcdef0", "available", "x86_64", "uefi", {CONTRACT: "1"})
 STOCK = replace(IMAGE, tags={})
 ROLE = Role("AROAEXAMPLE", "acme-machine", "arn:aws:iam::123456789012:role/acme-machine")
@@ -67,6 +66,7 @@ def test_a_group_of_somebody_who_never_heard_of_calve():
         "imdsv2",
         "grace",
         "health-check",
+        "hook-tag",
     ]
     assert (found["version"].before, found["version"].after) == ("$Latest", "3")
     assert (found["imdsv2"].before, found["imdsv2"].after) == ("optional", "required")
@@ -222,3 +222,22 @@ def test_a_stack_s_group_gets_the_advice_for_stacks():
     assert "LiveReleaseVersion" in text
     assert "IgnoreUnmodifiedGroupSizeProperties: true" in text
     assert "lifecycle" not in text
+
+
+BALANCED = ("arn:tg", "arn:aws:elasticloadbalancing:eu-central-1:1:loadbalancer/app/shop/1")
+
+
+def test_an_alarm_is_made_once_and_stands_beside_others():
+    found = {one.code: one for one in changes(replace(FOUND, balanced=BALANCED))}
+    assert (found["alarm"].before, found["alarm"].after) == ("", "calve-web-errors")
+    group = replace(GROUP, tags={ALARMS_TAG: "mine"})
+    found = {one.code: one for one in changes(replace(FOUND, balanced=BALANCED, group=group))}
+    assert found["alarm"].after == "mine calve-web-errors"
+    group = replace(GROUP, tags={ALARMS_TAG: "mine calve-web-errors"})
+    assert "alarm" not in codes(replace(FOUND, balanced=BALANCED, group=group))
+
+
+def test_a_hook_that_must_wait_is_told_to_the_next_release_and_put_after_it():
+    assert "hook-tag" in codes(FOUND)
+    tagged = replace(FOUND, group=replace(GROUP, tags={HOOK_TAG: OURS.name}))
+    assert not {"hook", "hook-tag"} & set(codes(tagged))

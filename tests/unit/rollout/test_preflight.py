@@ -15,11 +15,11 @@ from calve.aws.types import Bootable, InstanceType
 from calve.contract.abi import Abi, Bootspec, Wanted
 from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery, Fleet, Health, Rollout
+from calve.fleet.tags import HOOK
 from calve.nix.storepath import StorePath
 from calve.rollout.closure import Closure
 from calve.rollout.facts import Facts, Gap
 from calve.rollout.preflight import check, refuse
-from calve.rollout.start import HOOK
 
 TOP = StorePath.parse(f"/nix/store/{'d' * 32}-nixos-system-web-25.11")
 OLD, NEW = (f"/nix/store/{letter * 32}-linux-6.12" for letter in "ab")
