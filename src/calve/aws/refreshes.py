@@ -83,6 +83,10 @@ class Refresh:
         """Say whether it has not ended."""
         return self.status in ACTIVE
 
+    def goes_to(self, template_id: str, version: int) -> bool:
+        """Say whether a version of a launch template is what it brings."""
+        return self.version == str(version) and self.template_id in {None, template_id}
+
     @property
     def can_roll_back(self) -> bool:
         """Say whether it can still be rolled back."""

@@ -44,7 +44,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("logs", "logs", "print what the failed machines of a release said"),
     ("keys", "keys", "make, show, add and revoke signing keys"),
     ("image", "image", "build what machines boot"),
-    ("rehearse", "rehearse", "run releases over a group like the fleet's, where nothing is launched"),
+    (
+        "rehearse",
+        "rehearse",
+        "run releases over a group like the fleet's, where nothing is launched",
+    ),
     ("iam", "iam", "print the policies that its roles need in an account"),
     ("timeline", "timeline", "draw how a machine booted, from its console's log"),
     ("explain", "explain", "say what a failure code means, and what to do"),

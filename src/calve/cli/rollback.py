@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from calve.cli import common, fleet_options, rolling
 from calve.cli.session import Session
-from calve.errors import NotFoundError, UsageError
+from calve.errors import ConflictError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.cli.fleet_options import Opened
@@ -34,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, session: Session) -> int:
     """Roll back."""
     from calve.cache import manifest as manifests
+    from calve.rollout.deploy import settle
     from calve.rollout.facts import Target
+    from calve.rollout.run import Host
     from calve.rollout.start import Closure
 
     with (
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         active = there.gateways.refreshes.newest(there.fleet.group)
         if options.to is None and active and active[0].can_roll_back:
             return _take_back(options, session, there, progress)
+        settle(there.fleet, there.gateways, Host(progress=progress, cancel=session.cancel))
         target = _target(options, there)
         manifest = manifests.read(there.gateways.objects, target.manifest)
         rolling.check(session, there, Target(manifest), progress)
@@ -66,6 +69,7 @@ def _take_back(
     from calve.fleet.verdict import Reason
 
     release = rolling.under_way(there)
+    _check_active(there, release)
     if options.dry_run:
         session.prose(f"would roll release {release.number} back")
         return 0
@@ -78,6 +82,23 @@ def _take_back(
     code = rolling.finish(options, session, there, release, verdict)
     # What was asked for has come about: that is no failure here.
     return 0 if code == 9 else code
+
+
+def _check_active(there: Opened, release: Release) -> None:
+    """Raise ConflictError where the active refresh is not the release's: its reason would be about another."""
+    from calve.rollout.run import description
+
+    gateways, group = there.gateways, there.gateways.scaling.group(there.fleet.group)
+    version = group.template_id and gateways.ec2.find_version(
+        group.template_id, description(release)
+    )
+    (active,) = gateways.refreshes.newest(there.fleet.group)
+    if not version or not active.goes_to(version.template_id, version.number):
+        raise ConflictError(
+            f"the active instance refresh is not that of release {release.number}",
+            place=there.fleet.group,
+            hint="AWS's own console rolls it back, or calve cancel ends it",
+        )
 
 
 def _target(options: argparse.Namespace, there: Opened) -> Release:

@@ -159,10 +159,10 @@ def put(
 def _run(session: Session, rollout: Rollout, go: Callable[[], Verdict | None]) -> Verdict | None:
     try:
         return go()
-    except CancelledError:
+    except CalveError:
         release = rollout.release
         session.prose(
-            f"release {release.number} goes on without this command:"
+            f"release {release.number}, if it has begun, goes on without this command:"
             f" calve attach {release.fleet} watches it again, calve rollback {release.fleet} takes it back"
         )
         raise

@@ -25,6 +25,7 @@ VERSION = 1
 _LIMIT_BYTES = 64 * 1024
 _FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _KEY = re.compile(r"fleets/[^/]+/releases/([0-9]{8})\.json")
+_OWN = re.compile(r"fleets/[^/]+/releases/([0-9]{8})(?:/(?:reason|tripped|verdict))?\.json")
 _TRIES = 32
 _MAX_NUMBER = 99_999_999  # 8 digits
 
@@ -149,6 +150,12 @@ def latest(objects: Objects, fleet: str) -> int:
     return max((int(match.group(1)) for match in numbers if match), default=0)
 
 
+def _used(objects: Objects, fleet: str) -> int:
+    """Return the highest number that anything was ever written for: a record that was removed takes its own along."""
+    numbers = (_OWN.fullmatch(one.key) for one in objects.list(prefix(fleet)))
+    return max((int(match.group(1)) for match in numbers if match), default=0)
+
+
 def read(objects: Objects, fleet: str, number: int) -> Release:
     """Read a release.
 
@@ -182,7 +189,7 @@ def create(
     Raises:
         ConflictError: others took every number that we tried.
     """
-    last = latest(objects, fleet)
+    last = _used(objects, fleet)
     for number in range(last + 1, min(last + _TRIES, _MAX_NUMBER) + 1):
         release = Release(fleet, number, system, manifest, keys, now, repeats, image)
         if objects.put(release.key, release.dump(), only_new=True):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calve.rollout.observe import Gateways
     from calve.rollout.start import Closure
 
-__all__ = ["begun"]
+__all__ = ["begun", "settle"]
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def begun(
         hooks = gateways.scaling.hooks(fleet.group)
         active = any(one.active for one in gateways.refreshes.newest(fleet.group))
         if not active:
-            _settle(closure, fleet, gateways, host)
+            settle(fleet, gateways, host, but=closure)
         release = start.number(
             gateways.objects,
             fleet.name,
@@ -67,10 +67,17 @@ def begun(
         yield Rollout(release, fleet.group, gateways, settings, replace(host, lock=held))
 
 
-def _settle(closure: Closure, fleet: Fleet, gateways: Gateways, host: Host) -> None:
-    """Write the verdict of another release whose refresh ended while nobody watched."""
+def settle(fleet: Fleet, gateways: Gateways, host: Host, *, but: Closure | None = None) -> None:
+    """Write the verdict of a release whose refresh ended while nobody watched.
+
+    Args:
+        fleet: whose.
+        gateways: AWS and the bucket.
+        host: who does it.
+        but: the release of this closure is left alone: it is about to be gone on with.
+    """
     there = history.under_way(gateways.objects, fleet.name)
-    if there is None or closure.made(there):
+    if there is None or (but is not None and but.made(there)):
         return
     settings = Settings(rules=start.rules(fleet))
     with suppress(ConflictError):  # it has no refresh: it is superseded

@@ -56,7 +56,8 @@ class Rules:
 
     Attributes:
         of_release: so many machines with a failure that is the release's own.
-        of_machine: so many machines with a failure of any kind.
+        of_machine: so many machines with a failure of any kind, and at least
+        share_percent: of the machines that were launched for the release.
         refused: so many launches that EC2 refused for another reason than capacity.
         unhealthy_s: so long a machine in service may answer the balancer wrongly.
         within_s: so long a machine may take from its launch until it answers.
@@ -65,6 +66,7 @@ class Rules:
 
     of_release: int = 1
     of_machine: int = 2
+    share_percent: int = 10
     refused: int = 2
     unhealthy_s: float = 20.0
     within_s: float = 180.0
@@ -93,7 +95,8 @@ def judge(seen: Observation, rules: Rules, now: dt.datetime, *, by: str) -> Reas
     own = [(one, fault) for one, fault in found if fault.of_release]
     if len(own) >= rules.of_release + grace:
         return _reason("release-fault", own, by, now)
-    if len(found) >= rules.of_machine + grace:
+    share = -(-len(seen.machines) * rules.share_percent // 100)
+    if len(found) >= max(rules.of_machine, share) + grace:
         return _reason("machine-faults", found, by, now)
     refused = [one for one in seen.refused if not hindrance(one)]
     if len(refused) >= rules.refused:

@@ -129,9 +129,14 @@ def launched(activities: Iterable[Activity]) -> frozenset[str]:
 
 
 def ends(activities: Iterable[Activity]) -> dict[str, End]:
-    """Return how machines were ended, by their ids, of a group's activities."""
+    """Return how machines were ended, by their ids, of a group's activities.
+
+    One that stopped after it had come into service was terminated by somebody, or its host failed: that says nothing.
+    """
     found: dict[str, End] = {}
-    for one in activities:
+    every = tuple(activities)
+    served = launched(one for one in every if one.status == "Successful")
+    for one in every:
         instance = _INSTANCE.search(one.description)
         if instance is None:
             continue
@@ -141,7 +146,9 @@ def ends(activities: Iterable[Activity]) -> dict[str, End]:
             found[instance[0]] = End.TIMED_OUT if timed_out else End.ABANDONED
         elif "ELB system health check" in one.cause:
             found.setdefault(instance[0], End.ELB)
-        elif "EC2 health check" in one.cause or "EC2 instance status check" in one.cause:
+        elif instance[0] not in served and (
+            "EC2 health check" in one.cause or "EC2 instance status check" in one.cause
+        ):
             found.setdefault(instance[0], End.EC2)
     return found
 

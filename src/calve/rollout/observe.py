@@ -28,7 +28,7 @@ from calve.rollout.observation import (
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from calve.aws.autoscaling import Activity, AutoScaling, Group, GroupInstance
     from calve.aws.ec2 import Ec2
@@ -87,10 +87,19 @@ class Observer:
         group: the Auto Scaling group's name.
         version: of the launch template that the release's machines are launched from.
         user_data: that version's.
+        told: is told, by a key and a sentence, what cannot be looked at.
     """
 
-    def __init__(self, gateways: Gateways, group: str, version: int, user_data: bytes) -> None:
+    def __init__(
+        self,
+        gateways: Gateways,
+        group: str,
+        version: int,
+        user_data: bytes,
+        told: Callable[[str, str], object] = lambda _key, _text: None,
+    ) -> None:
         self._gateways = gateways
+        self._told = told
         self._group = group
         self._version = str(version)
         self._known: dict[str, Said] = {}
@@ -212,8 +221,9 @@ class Observer:
     def _console_of(self, instance: str) -> str:
         try:
             return self._gateways.ec2.console(instance)
-        except AccessError:
-            raise
+        except AccessError as error:
+            self._told("console", f"machines' consoles are not looked at: {error.message}")
+            return ""
         except CalveError:
             return ""  # it is gone, its type has no present console, or EC2 no good answer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from calve.aws.refreshes import Preferences
@@ -19,11 +19,12 @@ from calve.contract.userdata import UserData, UserDataError
 from calve.errors import CalveError, ConflictError, NotFoundError, TransientError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Outcome, Reason, Verdict
-from calve.progress import Note, Progress, silent
+from calve.progress import Progress, silent
 from calve.rollout import judge as judges
-from calve.rollout import steps
+from calve.rollout import steps, words
 from calve.rollout.judge import Rules
 from calve.rollout.observe import Observer
+from calve.rollout.patience import Patience
 from calve.rollout.steps import Situation, Step
 from calve.rollout.telling import Telling
 from calve.tasks import Cancel
@@ -40,12 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
 
 POLL_S: Final = 5.0
-_PATIENCE_S: Final = 900.0
-"""So long AWS may give no answer at all until we give up."""
 _UNATTENDED_S: Final = 60.0
 """So long nobody need do what is due until who only watches gives up."""
-_CAPTURED: Final = 5
-"""Machines whose words are kept before a rollback."""
+_SKEW: Final = dt.timedelta(minutes=5)
+"""So far apart an operator's clock and AWS's may be."""
 _KEPT: Final = 6
 
 Change = Callable[["TemplateVersion"], bytes]
@@ -111,6 +110,7 @@ class Rollout:
         self._host = host
         self._version: TemplateVersion | None = None
         self._observer: Observer | None = None
+        self._reason: Reason | None = None
         self._telling = Telling(release.number, host.progress)
 
     def run(self, *, detach: bool = False) -> Verdict | None:
@@ -120,17 +120,17 @@ class Rollout:
             detach: stop as soon as the refresh has started, and return None.
 
         Raises:
-            ConflictError: it cannot begin, or the lock was lost.
+            ConflictError: it cannot begin.
             TransientError: AWS did not answer for a quarter of an hour.
         """
-        host, patience = self._host, _Patience(self._host)
+        host = self._host
+        patience = Patience(host.clock, host.progress)
         step: Step | None = None
         while True:
             host.cancel.check()
             before = step
             try:
-                if host.lock is not None:
-                    host.lock.renew()
+                self._renew()
                 step = self.round()
                 patience.rest()
             except TransientError as error:
@@ -143,6 +143,17 @@ class Rollout:
             if isinstance(step, steps.Watch) or step == before:  # a rollback that was not taken
                 host.cancel.wait(host.poll_s, host.clock)
 
+    def _renew(self) -> None:
+        """Keep the lock; who has lost it begins nothing more, and goes on as a judge."""
+        if self._host.lock is None:
+            return
+        try:
+            self._host.lock.renew()
+        except ConflictError as error:
+            self._telling.once("lock", f"{error.message}; this goes on as a judge")
+            self._host = replace(self._host, lock=None)
+            self._settings = replace(self._settings, user_data=None)
+
     def follow(self) -> Verdict:
         """Only look, until somebody has written the verdict; return it.
 
@@ -150,7 +161,8 @@ class Rollout:
             ConflictError: for a minute nobody has done what is due: it never began, or its refresh has ended.
             TransientError: AWS did not answer for a quarter of an hour.
         """
-        host, patience = self._host, _Patience(self._host)
+        host = self._host
+        patience = Patience(host.clock, host.progress)
         left_s = _UNATTENDED_S
         while True:
             try:
@@ -184,7 +196,7 @@ class Rollout:
         mine: Refresh | None = None
         other: Refresh | None = None
         for one in reversed(gateways.refreshes.newest(self._group, _KEPT)):
-            if version is not None and one.version == str(version.number):
+            if version is not None and one.goes_to(version.template_id, version.number):
                 mine = one
             elif one.active:
                 other = one
@@ -216,7 +228,7 @@ class Rollout:
     def _see(self, group: Group, version: TemplateVersion, refresh: Refresh) -> Observation:
         if self._observer is None:
             self._observer = Observer(
-                self._gateways, self._group, version.number, version.user_data
+                self._gateways, self._group, version.number, version.user_data, self._telling.once
             )
         seen = self._observer.look(group, refresh, self._host.clock.now())
         self._telling.round(group, refresh, seen)
@@ -224,6 +236,8 @@ class Rollout:
 
     def _judge(self, seen: Observation, refresh: Refresh) -> Reason | None:
         known = ends.read_reason(self._gateways.objects, self.release.fleet, self.release.number)
+        if known is not None and _is_older(known, refresh):
+            known = None
         if known is not None or not (refresh.can_roll_back or refresh.rollback is not None):
             return known
         return judges.judge(seen, self._settings.rules, self._host.clock.now(), by=self._host.by)
@@ -239,7 +253,8 @@ class Rollout:
             case steps.RollBack(reason):
                 self._roll_back(reason, seen)
             case steps.Conclude(outcome, reason):
-                self._conclude(outcome, reason or _of_aws(outcome, situation, self._now()))
+                known = reason or (self._reason if outcome is not Outcome.RELEASED else None)
+                self._conclude(outcome, known or _of_aws(outcome, situation, self._now()))
             case steps.Refuse(message, hint):
                 raise ConflictError(message, place=self._group, hint=hint)
 
@@ -288,8 +303,7 @@ class Rollout:
 
     def _roll_back(self, reason: Reason, seen: Observation | None) -> None:
         """Keep why, then call the rollback, then keep what machines said: a minute is short."""
-        objects, release = self._gateways.objects, self.release
-        kept = ends.write_reason(objects, release.fleet, release.number, reason)
+        kept = self._keep_reason(reason)
         try:
             self._gateways.refreshes.rollback(self._group)
         except (ConflictError, NotFoundError) as error:
@@ -297,29 +311,22 @@ class Rollout:
             self._telling.once("rollback", f"the rollback was not taken: {error.message}")
             return
         self._telling.fact("rollback", f"rolling back: {kept.text}", **kept.document())
-        self._capture(kept)
+        if self._observer is not None:
+            words.keep(
+                self._observer, self._gateways.objects, self.release, kept, self._host.progress
+            )
         if seen is not None:
             self._telling.again(one.id for one in seen.machines)
 
-    def _capture(self, reason: Reason) -> None:
-        observer = self._observer
-        if observer is None:
-            return
-        for failure in reason.failures[:_CAPTURED]:
-            try:
-                self._keep_words(observer, failure.instance)
-            except CalveError as error:
-                self._host.progress(Note(f"{failure.instance}: what it said is lost: {error}"))
-
-    def _keep_words(self, observer: Observer, instance: str) -> None:
+    def _keep_reason(self, reason: Reason) -> Reason:
+        """Write a reason; where the bucket does not take it the fleet is what counts, and the verdict may still have it."""
         objects, release = self._gateways.objects, self.release
+        self._reason = reason
         try:
-            text = observer.listen(instance)
+            return ends.write_reason(objects, release.fleet, release.number, reason)
         except CalveError as error:
-            self._host.progress(Note(f"{instance}: nothing more to hear: {error}"))
-            text = observer.said(instance)
-        if text:
-            ends.keep_log(objects, release.fleet, release.number, instance, text)
+            self._telling.once("reason", f"the reason could not be kept: {error}")
+            return reason
 
     def _conclude(self, outcome: Outcome, reason: Reason | None) -> None:
         refresh = self._refresh_id()
@@ -344,7 +351,7 @@ class Rollout:
     def _refresh_id(self) -> str:
         version = self._version
         for one in self._gateways.refreshes.newest(self._group, _KEPT):
-            if version is not None and one.version == str(version.number):
+            if version is not None and one.goes_to(version.template_id, version.number):
                 return one.id
         return ""
 
@@ -352,24 +359,9 @@ class Rollout:
         return self._host.clock.now()
 
 
-class _Patience:
-    """Bears it for a while that AWS gives no good answer."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._since: float | None = None
-
-    def rest(self) -> None:
-        """Take note of a good answer."""
-        self._since = None
-
-    def bear(self, error: TransientError) -> None:
-        """Tell, and return; raise the error once it goes on for too long."""
-        now = self._host.clock.monotonic()
-        self._since = now if self._since is None else self._since
-        if now - self._since >= _PATIENCE_S:
-            raise error
-        self._host.progress(Note(f"AWS gave no good answer, trying again: {error}"))
+def _is_older(reason: Reason, refresh: Refresh) -> bool:
+    """Say whether a reason was given before the refresh began: it was about something else."""
+    return refresh.started_at is not None and reason.at < refresh.started_at - _SKEW
 
 
 def _is_due(situation: Situation) -> bool:

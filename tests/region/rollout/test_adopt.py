@@ -298,3 +298,15 @@ def test_a_release_follows_upon_it(shop):
         shop.template, source=2, description="calve shop release 1", user_data=data.dump()
     )
     assert (made.metadata_tokens, made.profile, made.number) == ("required", "acme", 3)
+
+
+def test_without_a_role_reports_are_not_told_where_to_go(shop):
+    profiles = shop.sources.profiles
+    assert profiles.role("acme").name == "acme-machine"
+    assert profiles.role("nobody-s") is None
+    shop.place.cloud.profiles.add("acme")
+    assert profiles.role("acme") is None
+    found = shop.document("--yes")
+    assert "reports-tag" not in codes(found)
+    assert "role" in [one["code"] for one in found["warnings"]]
+    assert found["machine_role"] is None

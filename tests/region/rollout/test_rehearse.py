@@ -44,6 +44,8 @@ def test_a_good_release_is_noticed_by_nobody_and_takes_its_batches_and_its_bake(
     good = told["good", "calve"]
     assert (good.noticed_s, good.by, good.launched) == (None, "", 22)
     assert good.done_s >= 11 * 40 + 120  # two at a time
+    hasty = replace(SETTINGS, rollout=replace(SETTINGS.rollout, bake_s=0))
+    assert good.done_s == next(rehearse(hasty)).done_s + 120
 
 
 def test_calve_notices_within_the_health_check_and_aws_after_its_hour(told):
@@ -73,6 +75,8 @@ def test_without_a_hook_the_balancer_s_word_counts():
     assert told[0].outcome == "released"
     assert told[1].by == "release-fault: wrong-answer"
     assert told[1].noticed_s < 120
+    # The grace period keeps the group from replacing them meanwhile.
+    assert told[1].launched == 1
 
 
 def test_a_bad_release_of_a_large_group_meets_only_some_of_it():
@@ -87,10 +91,12 @@ def test_a_canary_s_pause_is_a_part_of_it():
     assert next(rehearse(replace(SETTINGS, rollout=canary))).done_s >= without.done_s + 600
 
 
-def test_it_can_be_stopped_between_two_releases():
+@pytest.mark.parametrize("done", [1, 2])
+def test_it_can_be_stopped_between_two_releases(done):
     cancel = Cancel()
     told = rehearse(SETTINGS, cancel)
-    next(told)
+    for _ in range(done):
+        next(told)
     cancel.cancel()
     with pytest.raises(CancelledError):
         next(told)

@@ -152,7 +152,7 @@ def test_other_objects_beside_them_do_not_count(objects):
 
 def test_a_number_that_another_took_meanwhile_is_left_to_them(objects, monkeypatch):
     theirs = make(objects, manifest="1" * 64)
-    monkeypatch.setattr(module, "latest", lambda *_: 0)  # asked before theirs was there
+    monkeypatch.setattr(module, "_used", lambda *_: 0)  # asked before theirs was there
     ours = make(objects)
     assert (theirs.number, ours.number) == (1, 2)
     assert read(objects, "web", 1) == theirs
@@ -180,7 +180,7 @@ def test_many_at_once_get_a_number_each(objects):
 def test_who_gets_none_is_told_to_try_again(objects, monkeypatch):
     for _ in range(module._TRIES):
         make(objects)
-    monkeypatch.setattr(module, "latest", lambda *_: 0)
+    monkeypatch.setattr(module, "_used", lambda *_: 0)
     with pytest.raises(ConflictError, match="web") as caught:
         make(objects)
     assert caught.value.hint
@@ -205,3 +205,10 @@ def test_a_record_that_is_too_long_is_not_read(objects):
     objects.put(FIRST.key, FIRST.dump() + b" " * (1 << 17))
     with pytest.raises(DamagedError):
         read(objects, "web", 1)
+
+
+def test_the_number_of_a_record_that_was_removed_is_not_used_again(objects):
+    make(objects)
+    objects.put("fleets/web/releases/00000002/verdict.json", b"")
+    assert latest(objects, "web") == 1
+    assert make(objects).number == 3

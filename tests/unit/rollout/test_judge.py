@@ -179,3 +179,24 @@ def test_an_abandoned_launch_is_no_refused_one():
     )
     told = activity("2", "Launching a new EC2 instance.  Status Reason: no", "", "Failed", "no")
     assert refused([abandoned, told]) == (Refused("2", "no"),)
+
+
+def test_of_many_machines_a_tenth_must_have_bad_luck():
+    fine = [machine(f"i-{n}") for n in range(180)]
+    bad = [failed("disk-fault", f"i-b{n}") for n in range(20)]
+    assert judged(*fine, *bad[:2]) is None
+    assert judged(*fine, *bad[:18]) is None
+    assert judged(*fine, *bad)[0] == "machine-faults"
+    assert judged(*fine, failed("signature", "i-s")) is not None, "what is the release's own is not"
+
+
+def test_who_stops_after_it_was_in_service_says_nothing_of_the_release():
+    one, two = "i-0000000000000000a", "i-0000000000000000b"
+    stopped = "… in response to an EC2 health check indicating it has been terminated or stopped."
+    assert ends(
+        [
+            activity("1", f"Launching a new EC2 instance: {one}", status="Successful"),
+            activity("2", f"Terminating EC2 instance: {one}", stopped),
+            activity("3", f"Terminating EC2 instance: {two}", stopped),
+        ]
+    ) == {two: End.EC2}
