@@ -516,7 +516,6 @@ def test_preferences_are_checked(place):
         ({"MinHealthyPercentage": 50, "MaxHealthyPercentage": 200}, "cannot be greater than 100"),
         ({"MaxHealthyPercentage": 200}, "MinHealthyPercentage must be specified"),
         ({"AutoRollback": True}, "requires a DesiredConfiguration"),
-        ({"BakeTime": 60}, "UnknownParameter.*Preferences.BakeTime"),
     ]:
         with pytest.raises(raw.exceptions.ClientError, match=text):
             raw.start_instance_refresh(AutoScalingGroupName="web", Preferences=preferences)

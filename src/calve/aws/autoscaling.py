@@ -52,6 +52,7 @@ class Group:
     Attributes:
         version: As it is configured, which may be `$Latest` or `$Default`.
         mixed: It has a mixed instances policy, whose launch template these are.
+        warm_pool: It has one.
         attributes: Its instance types are chosen by requirements, which rules out a desired configuration.
         warmup_s: Its default instance warm-up; None where it is not set.
     """
@@ -73,6 +74,7 @@ class Group:
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     mixed: bool = False
     attributes: bool = False
+    warm_pool: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,18 @@ class AutoScaling:
             LaunchTemplate={"LaunchTemplateId": template_id, "Version": str(version)},
         )
 
+    @needs("autoscaling:UpdateAutoScalingGroup")
+    def set_grace(self, name: str, seconds: int) -> None:
+        """Set how long after an instance is in service its failing health checks do not count: 0 to 7200."""
+        self._client.update_auto_scaling_group(
+            AutoScalingGroupName=name, HealthCheckGracePeriod=seconds
+        )
+
+    @needs("autoscaling:UpdateAutoScalingGroup")
+    def set_checks(self, name: str, kinds: str) -> None:
+        """Set which health checks count beside EC2's: `ELB`, or several with commas between them."""
+        self._client.update_auto_scaling_group(AutoScalingGroupName=name, HealthCheckType=kinds)
+
     @needs("autoscaling:CreateOrUpdateTags")
     def tag(self, name: str, tags: Mapping[str, str]) -> None:
         """Give a group tags, or other values to those that it has; its instances do not get them."""
@@ -271,6 +285,7 @@ def _group(item: dict[str, Any]) -> Group:
         {one["Key"]: one.get("Value", "") for one in item.get("Tags", ())},
         policy is not None,
         any("InstanceRequirements" in one for one in inside.get("Overrides", ())),
+        bool(item.get("WarmPoolConfiguration")),
     )
 
 

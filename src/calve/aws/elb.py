@@ -12,7 +12,22 @@ if TYPE_CHECKING:
 
     from calve.aws.session import Session
 
-__all__ = ["Elb", "TargetGroup", "TargetHealth"]
+__all__ = ["Check", "Elb", "TargetGroup", "TargetHealth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How a balancer checks its targets.
+
+    Attributes:
+        interval_s: between two checks of one.
+        healthy: so many good checks make it healthy; a new target needs one.
+        unhealthy: so many bad ones make it unhealthy.
+    """
+
+    interval_s: int = 30
+    healthy: int = 5
+    unhealthy: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +38,7 @@ class TargetGroup:
     name: str
     path: str
     balancers: tuple[str, ...] = ()
+    check: Check = Check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +139,9 @@ def _target_group(item: dict[str, Any]) -> TargetGroup:
         item["TargetGroupName"],
         item.get("HealthCheckPath", ""),
         tuple(item.get("LoadBalancerArns", ())),
+        Check(
+            item.get("HealthCheckIntervalSeconds", 30),
+            item.get("HealthyThresholdCount", 5),
+            item.get("UnhealthyThresholdCount", 2),
+        ),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calve.aws.alarms import Alarms
     from calve.aws.autoscaling import Group
     from calve.aws.ec2 import TemplateVersion
-    from calve.aws.profiles import GroupHealth, Profiles, Role
+    from calve.aws.profiles import Profiles, Role
     from calve.aws.session import Session as AwsSession
     from calve.aws.types import Bootable, Types
     from calve.cli.fleet_options import Opened
@@ -114,17 +114,16 @@ class Sources:
     gateways: Gateways
     types: Types
     profiles: Profiles
-    health: GroupHealth
     alarms: Alarms
 
     @classmethod
     def of(cls, gateways: Gateways, aws: AwsSession) -> Sources:
         """Open those that adoption asks beside a rollout's gateways."""
         from calve.aws.alarms import Alarms
-        from calve.aws.profiles import GroupHealth, Profiles
+        from calve.aws.profiles import Profiles
         from calve.aws.types import Types
 
-        return cls(gateways, Types(aws), Profiles(aws), GroupHealth(aws), Alarms(aws))
+        return cls(gateways, Types(aws), Profiles(aws), Alarms(aws))
 
 
 def gather(sources: Sources, name: str, wanted: Wanted) -> Facts:
@@ -163,7 +162,7 @@ def gather(sources: Sources, name: str, wanted: Wanted) -> Facts:
         _image(sources, live),
         _role(sources, live),
         _sick(sources, group),
-        sources.health.has_warm_pool(name),
+        group.warm_pool,
         _balanced(sources, group),
     )
     refuse(facts)
@@ -232,9 +231,9 @@ def act(sources: Sources, facts: Facts, change: Change) -> None:
             made = ec2.require_tokens(template, number, f"calve adopt: IMDSv2 for {number}")
             scaling.set_version(name, template, made.number)
         case "grace" if wanted.within_s is not None:
-            sources.health.set_grace(name, wanted.within_s)
+            scaling.set_grace(name, wanted.within_s)
         case "health-check":
-            sources.health.set_checks(name, change.after)
+            scaling.set_checks(name, change.after)
         case "alarm" if facts.balanced is not None:
             sources.alarms.watch_errors(wanted.alarm, *facts.balanced)
             scaling.tag(name, {ALARMS_TAG: change.after})

@@ -104,7 +104,7 @@ def _of_file(fleet: Fleet) -> dict[str, Any]:
 
 def _read(options: argparse.Namespace, session: Session) -> Settings:
     """Return those of the fleet's group."""
-    from calve.aws.profiles import Check, GroupHealth
+    from calve.aws.elb import Check
     from calve.demo.rehearse import Settings
     from calve.fleet.tags import HOOK
 
@@ -125,7 +125,9 @@ def _read(options: argparse.Namespace, session: Session) -> Settings:
                 "hook_s": None if ours is None else ours.heartbeat_s,
                 "grace_s": group.grace_s,
                 "warmup_s": group.warmup_s,
-                "check": Check() if arn is None else GroupHealth(there.aws).check(arn),
+                "check": Check()
+                if arn is None
+                else there.gateways.elb.target_groups([arn])[0].check,
             },
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from calve.aws.autoscaling import Group, Hook
-from calve.aws.profiles import Check
+from calve.aws.elb import Check
 from calve.contract.codes import Code
 from calve.demo.virtual import NAME, Endpoint, VirtualFleet, Wanted, endpoint
 from calve.fleet.config import Health, Rollout

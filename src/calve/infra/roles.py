@@ -20,6 +20,7 @@ from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.images import Images
 from calve.aws.network import Network
+from calve.aws.profiles import Profiles
 from calve.aws.refreshes import Refreshes
 from calve.aws.secrets import ParameterStore, SecretsManager
 from calve.aws.types import Types
@@ -83,6 +84,8 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
         "activities": _READERS,
         "set_version": _JUDGES,
         "tag": _RELEASER,
+        "set_grace": ADMINISTRATOR,
+        "set_checks": ADMINISTRATOR,
     },
     Bucket: {
         "exists": _BUILDER,
@@ -108,6 +111,9 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
     Ec2: {
         "create_template": SHOW,
         "create_version": _RELEASER,
+        "require_tokens": ADMINISTRATOR,
+        "tag_template": ADMINISTRATOR,
+        "template_of": ADMINISTRATOR,
         "template": _READERS,
         "version": _READERS,
         "find_version": _READERS,
@@ -118,7 +124,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
     Elb: {
         "create_target_group": SHOW,
         "target_group": _READERS,
-        "target_groups": ADMINISTRATOR,
+        "target_groups": _DOCTORS,
         "health": _READERS,
     },
     Images: {
@@ -142,6 +148,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
         "subnets": _DOCTORS,
         "endpoints": _DOCTORS,
     },
+    Profiles: {"role": ADMINISTRATOR},
     ParameterStore: {"secure_string": _BUILDER},
     Refreshes: {
         "start": _RELEASER,

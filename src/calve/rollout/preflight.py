@@ -231,7 +231,7 @@ def _template(facts: Facts) -> Iterator[Problem]:
         yield _refused(
             "unpinned-version",
             f"the group launches from {group.version}: from it nothing can be rolled back",
-            f"calve adopt {group.name} puts it on the number that this is now",
+            f"calve adopt {facts.fleet.name} puts it on the number that this is now",
         )
 
 

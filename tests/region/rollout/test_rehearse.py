@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from calve.aws import session as aws_session
-from calve.aws.profiles import Check, GroupHealth
+from calve.aws.elb import Check
 from calve.cli import main
 from calve.cli.session import Session as CommandLine
 from calve.demo.rehearse import BAD_MOST, Settings, advise, rehearse
@@ -208,7 +208,7 @@ def test_the_group_s_own_settings_are_read(calve, place, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SK")
-    GroupHealth(place.session).set_grace("web", 77)
+    place.gateways.scaling.set_grace("web", 77)
     (tmp_path / "calve.toml").write_text(f'[cache]\nurl = "{place.objects.url}"\n{FILE}')
     settings = json.loads(calve("web", "--json")[0])["settings"]
     assert (settings["machines"], settings["grace_s"], settings["hook_s"]) == (2, 77, 180)

@@ -100,10 +100,15 @@ def test_what_is_in_no_role_is_for_the_demo_or_for_an_administrator():
         "Alarms.watch_errors",
         "AutoScaling.create_group",
         "AutoScaling.delete_group",
+        "AutoScaling.set_checks",
+        "AutoScaling.set_grace",
         "Ec2.create_template",
+        "Ec2.require_tokens",
+        "Ec2.tag_template",
+        "Ec2.template_of",
         "Ec2.terminate",
         "Elb.create_target_group",
-        "Elb.target_groups",
+        "Profiles.role",
     }
 
 
