@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IDLE_S", "Guard"]
 
-IDLE_S: Final = 30.0
+IDLE_S: Final = 10.0
 """Between two rounds while nothing is being rolled out."""
 _WINDOW: Final = dt.timedelta(hours=1)
 _LOOKED: Final = 50
