@@ -1,9 +1,10 @@
 """Rollouts: how soon a bad release is taken back, against AWS alone; what a killed operator leaves; a demo's requests.
 
-    python -m benchmarks.rollout [--json] [--part verdict] [--part killed] [--part thousand] [--part demo]
+    python -m benchmarks.rollout [--json] [--part verdict|killed|thousand|processes|demo]...
 
-All but the demo run on the virtual clock: the region, its HTTP and the operator are real, machines are scripts that
-boot in 20 s. AWS alone is the same region with auto rollback and nobody to judge.
+Parts verdict, killed and thousand run on the virtual clock: the region, its HTTP and the operator are real, machines
+are scripts that boot in 20 s. AWS alone is the same region with auto rollback and nobody to judge. Part processes has
+the real agent, in real time.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ import math
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from benchmarks._fleet import CONSOLE_LAG_S as REAL_LAG_S
+from benchmarks._fleet import LOOK_S, Agents, room, until
 from benchmarks._rows import Row, at_most, finish, load
 from calve.aws.refreshes import ACTIVE
+from calve.clock import SystemClock
 from calve.demo.virtual import NAME, VirtualFleet, Wanted, endpoint
 from calve.fleet.config import Rollout as Bounds
-from calve.fleet.verdict import Outcome
+from calve.fleet.verdict import Outcome, Verdict
 from calve.region.group import Rules as RegionRules
 from calve.region.refresh import Preferences
 from calve.region.rehearsal import Plan, simulate
 from calve.region.scripts import fails, good
 from calve.rollout.guard import Guard
-from calve.rollout.run import POLL_S
-from calve.tasks import Cancel
+from calve.rollout.run import POLL_S, Host
+from calve.tasks import Cancel, Group
 
 MACHINES = 20
 BOOT_S, FAILS_S = 20.0, 12.0
@@ -106,6 +113,79 @@ class Watched:
         """Return when the rollback was called."""
         (told,) = self._made.said("rollback")
         return dt.datetime.fromisoformat(str(told.fields["at"])).timestamp()
+
+
+class Paced(SystemClock):
+    """Notes what an operator of real agents asked in each round: calls to AWS, and GETs to S3."""
+
+    def __init__(self, made: Agents) -> None:
+        self._made = made
+        self._before = len(made.asked), made.gets
+        self.rounds: list[tuple[int, int]] = []
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        if seconds == POLL_S:
+            self.note()
+        return super().wait(event, seconds)
+
+    def note(self) -> None:
+        """End a round."""
+        now = len(self._made.asked), self._made.gets
+        self.rounds.append((now[0] - self._before[0], now[1] - self._before[1]))
+        self._before = now
+
+
+class Seen:
+    """Sees real agents and their group as no operator can, without lag or request, while the block lasts.
+
+    Attributes:
+        failed_at: when the first machine of a new release had its failure's line on its console; monotonic seconds.
+        back_at: when the same machines as before were the whole group, in service and healthy, the refresh ended.
+        least: how many machines were healthy at the fewest.
+    """
+
+    def __init__(self, made: Agents) -> None:
+        self._made = made
+        self._thread, self._over = Group("seen", limit=1), Cancel()
+        self._asked = len(made.asked)
+        self._old, self._earlier = set(made.serving()), set(made.newer())
+        self.failed_at: float | None = None
+        self.back_at: float | None = None
+        self.least = len(self._old)
+
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
+        self._thread.spawn(self._look)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.cancel()
+        self._thread.__exit__(kind, error, trace)
+
+    def _look(self) -> None:
+        made = self._made
+        while not self._over.cancelled:
+            self.least = min(self.least, len(made.serving()))
+            if self.failed_at is None:
+                mine = [one for one in made.newer() if one not in self._earlier]
+                if any(map(made.failure, mine)):
+                    self.failed_at = time.monotonic()
+            elif self.back_at is None and made.is_settled(self._old):
+                self.back_at = time.monotonic()
+            time.sleep(LOOK_S)
+
+    def times(self) -> tuple[float, float]:
+        """Wait until all are back; return seconds from the failure's line to the rollback's request, and to that."""
+        until(lambda: self.back_at is not None, "the fleet to be old and well again")
+        asked = self._made.asked[self._asked :]
+        called_at = next(at for at, action in asked if action == "RollbackInstanceRefresh")
+        failed_at = self.failed_at or 0.0
+        return called_at - failed_at, (self.back_at or 0.0) - failed_at
 
 
 class Bench:
@@ -191,6 +271,43 @@ class Bench:
                 f"{len(told.samples)} samples"
             )
 
+    def processes(self) -> None:
+        """The real agent on 20 machines, a closure that lost a path: with the CLI, with a guard once that was killed."""
+        began = time.monotonic()
+        with (
+            tempfile.TemporaryDirectory(dir=room() or self._work, prefix="calve-fleet-") as name,
+            Agents(Path(name), MACHINES) as made,
+        ):
+            self.notes.append(
+                f"real agents: {MACHINES} in service after {time.monotonic() - began:.0f} s; real seconds, console "
+                f"lag {REAL_LAG_S:.0f} s, a round is {POLL_S:.0f} s"
+            )
+            closure = made.bad(2)
+            with Seen(made) as seen:
+                clock = Paced(made)
+                verdict = made.operator.deploy(closure, made.gateways, Host(clock=clock))
+                self._real("agents, CLI", seen, verdict, clock)
+            closure = made.bad(3)
+            with Seen(made) as seen:
+                made.deploy_and_die(closure)
+                clock = Paced(made)
+                verdict = made.guard(Host(by="guard", clock=clock))
+                self._real("agents, guard", seen, verdict, clock)
+
+    def _real(self, who: str, seen: Seen, verdict: Verdict, clock: Paced) -> None:
+        clock.note()
+        called_s, back_s = seen.times()
+        reason = verdict.reason
+        assert verdict.outcome is Outcome.ROLLED_BACK
+        assert reason is not None and reason.failures[0].code == "closure-incomplete"  # noqa: PT018
+        self.rows += [
+            at_most(f"{who}: failure line to rollback", called_s, "s", 2 * POLL_S),
+            at_most(f"{who}: failure line to all old, well", back_s, "s", 90),
+            at_most(f"{who}: fewer than the minimum, at worst", MACHINES - seen.least, "", 0),
+        ]
+        rounds = ", ".join(f"{aws} and {gets}" for aws, gets in clock.rounds)
+        self.notes.append(f"{who}: calls to AWS and GETs to S3, by round: {rounds}")
+
     def demo(self) -> None:
         """The demo's requests: one release that goes well, two bad ones, a rollback, 50 requests a second."""
         argv = [sys.executable, "-m", "calve", "demo", "--json"]
@@ -210,7 +327,7 @@ class Bench:
 
 def main() -> None:
     """Run the parts that are named, or all."""
-    parts = ["verdict", "killed", "thousand", "demo"]
+    parts = ["verdict", "killed", "thousand", "processes", "demo"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", action="append", choices=parts)
