@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 import calve
-from calve.aws.autoscaling import AutoScaling, Hook
+from calve.aws.autoscaling import AutoScaling
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.refreshes import ACTIVE, Refreshes
@@ -35,14 +35,15 @@ from calve.clock import SYSTEM
 from calve.contract import evidence
 from calve.contract.abi import Abi, Bootspec, Wanted
 from calve.contract.health import Health as StageHealth
-from calve.contract.userdata import Hook as UserHook
+from calve.demo.group import Place as FleetPlace
+from calve.demo.group import create
 from calve.demo.imports import add_tree, temporary
 from calve.errors import CalveError, DeadlineError
 from calve.fleet import ends
 from calve.fleet import release as releases
 from calve.fleet.config import Delivery, Fleet, Health
 from calve.fleet.config import Rollout as Bounds
-from calve.fleet.tags import HOOK
+from calve.fleet.release import Content
 from calve.fleet.verdict import Outcome, Verdict
 from calve.nix.signing import SecretKey
 from calve.nix.store import LocalStore
@@ -61,12 +62,10 @@ from calve.region.objects import ObjectService
 from calve.region.processes import Place, ProcessMachines
 from calve.region.server import Server
 from calve.region.signature import Allow, Identity, Principals
-from calve.rollout import start
 from calve.rollout.deploy import begun
 from calve.rollout.guard import Guard
 from calve.rollout.observe import Gateways
-from calve.rollout.run import Host, description
-from calve.rollout.start import Closure
+from calve.rollout.run import Host
 from calve.transport.credentials import Credentials, Static
 from calve.transport.http import Client
 
@@ -125,7 +124,7 @@ class Operator:
                 owner.callback(one._client.close)  # noqa: SLF001
             yield Gateways(*aws, open_objects(self.cache, client, Static(keys)))
 
-    def deploy(self, closure: Closure, gateways: Gateways, host: Host) -> Verdict:
+    def deploy(self, closure: Content, gateways: Gateways, host: Host) -> Verdict:
         """Put a closure on the fleet, as `calve deploy` does once it is pushed."""
         with begun(closure, _FLEET, gateways, host, cache=self.cache) as rollout:
             verdict = rollout.run()
@@ -137,7 +136,7 @@ class Operator:
 def main() -> None:
     """Be the operator that a file describes."""
     told = json.loads(Path(sys.argv[1]).read_text())
-    operator, closure = Operator(**told["operator"]), Closure(**told["closure"])
+    operator, closure = Operator(**told["operator"]), Content(**told["closure"])
     with operator.gateways() as gateways:
         operator.deploy(closure, gateways, Host(progress=_tell))
 
@@ -223,43 +222,16 @@ class Agents:
         self._principals.set_policy(_ROLE, [Allow(*one) for one in allowed])
 
     def _create(self) -> None:
-        """Release 1, its launch template, and the group."""
-        objects, closure, now = self.gateways.objects, self.good(1), SYSTEM.now()
-        first = releases.create(
-            objects,
-            NAME,
-            system=closure.system,
-            manifest=closure.manifest,
-            keys=closure.keys,
-            now=now,
-        )
-        ends.write(objects, Verdict(NAME, 1, Outcome.RELEASED, "", "cli", now))
-        data = first.user_data(
-            (self.operator.cache,),
-            health=start.checks(_FLEET.health),
-            hook=UserHook(NAME, HOOK, self.operator.api),
-            reports=f"boot-reports/{self._principals.role_id(_ROLE)}",
-        )
+        """Make release 1 and the group that runs it."""
         self.cloud.add_image(_IMAGE, "base")
-        template = self.gateways.ec2.create_template(
-            NAME,
-            image_id=_IMAGE,
-            instance_type="t3.nano",
-            user_data=data.dump(),
-            description=description(first),
+        reports = f"boot-reports/{self._principals.role_id(_ROLE)}"
+        size = (self._size, self._size, 2 * self._size)
+        place = FleetPlace(
+            self.operator.cache, reports, _IMAGE, f"{REGION}a", size, api=self.operator.api
         )
-        elb = self.gateways.elb
-        target_group = elb.create_target_group(NAME, path="/healthz", delay_s=5, vpc_id="vpc-1")
-        self.gateways.scaling.create_group(
-            NAME,
-            template_id=template.id,
-            version=1,
-            size=(self._size, self._size, 2 * self._size),
-            target_groups=[target_group.arn],
-            grace_s=60,
-            zones=[f"{REGION}a"],
-            hooks=[Hook(HOOK)],
-        )
+        now = SYSTEM.now()
+        create(self.gateways, _FLEET, self.good(1), place, now=now)
+        ends.write(self.gateways.objects, Verdict(NAME, 1, Outcome.RELEASED, "", "cli", now))
 
     def _answer(self, request: Request) -> Response:
         mine = f"Credential={self.operator.access_key}/"
@@ -328,7 +300,7 @@ class Agents:
         ended = not group.refreshes or group.refreshes[-1].status.value not in ACTIVE
         return ended and there == set(group.instances) == members == set(self.serving())
 
-    def good(self, number: int) -> Closure:
+    def good(self, number: int) -> Content:
         """Push a system: four store paths, two of them its own."""
         store, chance = self._store, random.Random(1)
         with temporary(store) as work:
@@ -342,9 +314,9 @@ class Agents:
             files["boot.json"] = Wanted(spec, offers).dump()
             top = _add(store, work, f"nixos-system-web-{number}", files, (kernel, app, www))
         pushed = push(store, [top], self.gateways.objects, self._key)
-        return Closure(str(top), pushed.manifests[top], (self._key.name,))
+        return Content(str(top), pushed.manifests[top], (self._key.name,))
 
-    def bad(self, number: int) -> Closure:
+    def bad(self, number: int) -> Content:
         """Push a system, and lose a NAR that its manifest goes on to name."""
         closure, objects = self.good(number), self.gateways.objects
         entries = manifests.read(objects, closure.manifest).paths
@@ -352,7 +324,7 @@ class Agents:
         objects.delete(lost)
         return closure
 
-    def deploy_and_die(self, closure: Closure) -> int | None:
+    def deploy_and_die(self, closure: Content) -> int | None:
         """Deploy from a process that is killed once the refresh has begun; return its exit status."""
         told = self._directory / "operator.json"
         operator, asked = dataclasses.asdict(self.operator), dataclasses.asdict(closure)

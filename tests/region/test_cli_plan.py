@@ -92,7 +92,7 @@ class Shop:
         digest = self.run("push", path, "--store", self.root).stdout.split()[1]
         self.manifests[path] = digest
         made = release.create(
-            objects, fleet, system=str(path), manifest=digest, keys=("test-1",), now=NOW
+            objects, fleet, release.Content(str(path), digest, ("test-1",)), now=NOW
         )
         if outcome is not None:
             ends.write(objects, Verdict(fleet, made.number, outcome, "", "cli", NOW))

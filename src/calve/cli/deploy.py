@@ -13,9 +13,9 @@ from calve.errors import ConflictError, UsageError
 if TYPE_CHECKING:
     from calve.cli.fleet_options import Opened
     from calve.fleet.plan import Plan
+    from calve.fleet.release import Content
     from calve.nix.storepath import StorePath
     from calve.progress import Progress
-    from calve.rollout.start import Closure
 
 __all__ = ["arguments", "run"]
 
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
         if not options.yes:
             plan.show(session, found, out=session.err)
             rolling.confirm(session, f"roll release {found.number} out on {there.fleet.group}?")
-        closure = _push(options, session, there, system, progress)
-        return rolling.put(options, session, there, progress, closure)
+        content = _push(options, session, there, system, progress)
+        return rolling.put(options, session, there, progress, content)
 
 
 def _check_delivery(there: Opened, image: str | None) -> None:
@@ -132,12 +132,12 @@ def _push(
     there: Opened,
     system: StorePath,
     progress: Progress,
-) -> Closure:
+) -> Content:
     """Push the closure; return what is to be run."""
     from calve.cache.push import push
     from calve.fleet import keys
+    from calve.fleet.release import Content
     from calve.nix.store import LocalStore
-    from calve.rollout.start import Closure
 
     if there.cache.key is None:
         raise UsageError(
@@ -154,4 +154,4 @@ def _push(
             progress=progress,
             cancel=session.cancel,
         )
-    return Closure(str(system), pushed.manifests[system], (key.name,), image=options.image)
+    return Content(str(system), pushed.manifests[system], (key.name,), image=options.image)

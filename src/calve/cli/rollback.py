@@ -34,10 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, session: Session) -> int:
     """Roll back."""
     from calve.cache import manifest as manifests
+    from calve.fleet.release import Content
     from calve.rollout.deploy import settle
     from calve.rollout.facts import Target
     from calve.rollout.run import Host
-    from calve.rollout.start import Closure
 
     with (
         fleet_options.open_fleet(session, options) as opened,
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
             return 0
         if not options.yes:
             rolling.confirm(session, f"put {target.system} of release {target.number} on again?")
-        closure = Closure(target.system, target.manifest, target.keys, repeats=target.number)
-        return rolling.put(options, session, there, progress, closure)
+        content = Content(target.system, target.manifest, target.keys, repeats=target.number)
+        return rolling.put(options, session, there, progress, content)
 
 
 def _take_back(

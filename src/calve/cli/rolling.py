@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ from calve.errors import CalveError, CancelledError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.fleet.difference import Difference
-    from calve.fleet.release import Release
+    from calve.fleet.release import Content, Release
     from calve.fleet.verdict import Verdict
     from calve.progress import Progress
     from calve.rollout.facts import Target
     from calve.rollout.run import Rollout
-    from calve.rollout.start import Closure
 
 __all__ = [
     "add_rollout",
@@ -129,7 +127,7 @@ def put(
     session: Session,
     there: Opened,
     progress: Progress,
-    closure: Closure,
+    content: Content,
 ) -> int:
     """Put a closure that is in the cache on the fleet, and watch; return the exit code."""
     from calve.progress import Note
@@ -137,7 +135,7 @@ def put(
     from calve.rollout.run import Host
 
     with begun(
-        closure,
+        content,
         there.fleet,
         there.gateways,
         Host(progress=progress, cancel=session.cancel),
@@ -145,7 +143,7 @@ def put(
         timeout_s=options.timeout,
     ) as rollout:
         release = rollout.release
-        verdict = _run(session, rollout, lambda: rollout.run(detach=options.detach))
+        verdict = _run(session, rollout, detach=options.detach)
     if verdict is None:
         progress(
             Note(
@@ -156,9 +154,10 @@ def put(
     return finish(options, session, there, release, verdict)
 
 
-def _run(session: Session, rollout: Rollout, go: Callable[[], Verdict | None]) -> Verdict | None:
+def _run(session: Session, rollout: Rollout, *, detach: bool) -> Verdict | None:
+    """Run a rollout; where that ends before its time, say what becomes of the release."""
     try:
-        return go()
+        return rollout.run(detach=detach)
     except CalveError:
         release = rollout.release
         session.prose(

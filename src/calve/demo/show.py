@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from calve.aws.autoscaling import AutoScaling, Hook
+from calve.aws.autoscaling import AutoScaling
 from calve.aws.ebs import EbsDirect
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
@@ -22,8 +22,8 @@ from calve.aws.refreshes import Refreshes
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
-from calve.contract.userdata import Hook as UserHook
 from calve.demo import trouble
+from calve.demo.group import Place, create
 from calve.demo.load import Load, Tally
 from calve.demo.report import Act, Report
 from calve.demo.system import Flaw
@@ -33,10 +33,8 @@ from calve.demo.world import BUCKET, REGION, World
 from calve.disk.arch import X86_64
 from calve.errors import CalveError, DeadlineError, UsageError
 from calve.fleet import ends
-from calve.fleet import release as releases
 from calve.fleet.config import Config, Fleet, Health, parse
-from calve.fleet.release import Release
-from calve.fleet.tags import HOOK
+from calve.fleet.release import Content
 from calve.fleet.verdict import Outcome, Verdict
 from calve.image.base import Base
 from calve.image.publish import Publisher
@@ -45,19 +43,14 @@ from calve.image.start import start_of
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
 from calve.progress import Note, Progress
-from calve.rollout import start
 from calve.rollout.deploy import begun
 from calve.rollout.observe import Gateways
-from calve.rollout.run import Host, description
-from calve.rollout.start import Closure
+from calve.rollout.run import Host
 from calve.tasks import Cancel, Group
 from calve.transport.http import Client
 from calve.ui.text import mb
 
 __all__ = ["Play", "fleet_file", "show"]
-
-LAUNCH: Final = Hook(HOOK)
-"""Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
 
 _SIZE: Final = 2
 _BOOT_S: Final = 300.0
@@ -232,7 +225,7 @@ class _Fleet:
                 self._release(again, "release 1 again: calve rollback", Outcome.RELEASED)
             return load.tally()
 
-    def _push(self, system: StorePath) -> Closure:
+    def _push(self, system: StorePath) -> Content:
         """Push a system's closure."""
         play = self._play
         key = self._workshop.key()
@@ -243,13 +236,13 @@ class _Fleet:
             f"pushed {pushed.new_paths} of {pushed.paths} paths, "
             f"{mb(pushed.compressed_bytes)} for {mb(pushed.nar_bytes)} of NAR"
         )
-        return Closure(str(system), pushed.manifests[system], (key.name,))
+        return Content(str(system), pushed.manifests[system], (key.name,))
 
-    def _release(self, closure: Closure, what: str, expected: Outcome) -> None:
+    def _release(self, content: Content, what: str, expected: Outcome) -> None:
         """Put a closure on the fleet as `calve deploy` does, and see that it ends as it should."""
         play, started = self._play, self._play.clock.monotonic()
         host = Host(progress=play.progress, cancel=play.cancel, clock=play.clock, poll_s=_POLL_S)
-        with begun(closure, self._fleet, self._gateways, host, cache="") as rollout:
+        with begun(content, self._fleet, self._gateways, host, cache="") as rollout:
             play.say(f"release {rollout.release.number}: {what}")
             verdict = rollout.run()
         if verdict is None:
@@ -269,53 +262,28 @@ class _Fleet:
         name = self._fleet.name
         ends.write(self._cache, Verdict(name, number, Outcome.RELEASED, "", "operator", now))
 
-    def _user_data(self, release: Release) -> bytes:
-        fleet, world = self._fleet, self._world
-        data = release.user_data(
-            (world.machine_cache,),
-            health=start.checks(fleet.health),
-            hook=UserHook(fleet.group, LAUNCH.name, world.machine_api) if self._is_held else None,
-            reports=world.machine_reports,
-        )
-        return data.dump()
-
     @property
     def _is_held(self) -> bool:
         """Say whether a launch hook waits for a machine's own word: the tiny system has nothing that would give it."""
         return self._play.system != "tiny"
 
-    def _begin(self, closure: Closure, image: str) -> str:
+    def _begin(self, content: Content, image: str) -> str:
         """Create the group on release 1; return the target group's ARN."""
-        fleet = self._fleet
-        release = releases.create(
-            self._cache,
-            fleet.name,
-            system=closure.system,
-            manifest=closure.manifest,
-            keys=closure.keys,
-            now=self._play.clock.now(),
+        world = self._world
+        self._play.say(f"starting {_SIZE} machines on release 1")
+        place = Place(
+            world.machine_cache,
+            world.machine_reports,
+            image,
+            f"{REGION}a",
+            (_SIZE, _SIZE, 2 * _SIZE),
+            self._is_held,
+            world.machine_api,
+            _GRACE_S,
+            _DRAIN_S,
         )
-        self._play.say(f"starting {_SIZE} machines on release {release.number}")
-        path = "/" if fleet.health is None or fleet.health.http is None else fleet.health.http
-        target = self._gateways.elb.create_target_group(fleet.group, path=path, delay_s=_DRAIN_S)
-        template = self._gateways.ec2.create_template(
-            fleet.name,
-            image_id=image,
-            instance_type="t3.nano",
-            user_data=self._user_data(release),
-            description=description(release),
-        )
-        self._gateways.scaling.create_group(
-            fleet.group,
-            template_id=template.id,
-            version=1,
-            size=(_SIZE, _SIZE, 2 * _SIZE),
-            target_groups=[target.arn],
-            grace_s=_GRACE_S,
-            zones=[f"{REGION}a"],
-            hooks=[LAUNCH] if self._is_held else [],
-        )
-        return target.arn
+        made = create(self._gateways, self._fleet, content, place, now=self._play.clock.now())
+        return made.target_group
 
     def _healthy(self, group: str, wanted: int) -> bool:
         healthy = sum(target.state == "healthy" for target in self._gateways.elb.health(group))

@@ -17,20 +17,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from calve.aws.autoscaling import AutoScaling, Hook
+from calve.aws.autoscaling import AutoScaling
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.refreshes import Refreshes
 from calve.aws.session import Session
 from calve.cache.directory import DirectoryObjects
-from calve.contract.userdata import Hook as UserHook
 from calve.contract.userdata import UserData
+from calve.demo.group import Place, create
 from calve.errors import DeadlineError
 from calve.fleet import release as releases
 from calve.fleet.config import Delivery, Fleet, Health
 from calve.fleet.config import Rollout as Bounds
-from calve.fleet.release import Release
-from calve.fleet.tags import HOOK
+from calve.fleet.release import Content, Release
 from calve.progress import Event, Fact
 from calve.region.api_throttles import ApiThrottles
 from calve.region.cloud import Cloud
@@ -45,7 +44,7 @@ from calve.region.virtual import VirtualClock
 from calve.rollout import start
 from calve.rollout.judge import Rules
 from calve.rollout.observe import Gateways
-from calve.rollout.run import POLL_S, Host, Rollout, Settings, description
+from calve.rollout.run import POLL_S, Host, Rollout, Settings
 from calve.tasks import Cancel
 from calve.transport.credentials import Credentials
 
@@ -194,33 +193,11 @@ class VirtualFleet:
     # The group
 
     def _create(self) -> None:
-        first = self.release(1)
-        gateways, (_, desired, _) = self.gateways, self.wanted.size
-        arn = gateways.elb.create_target_group(NAME, path="/healthz", delay_s=5).arn
-        data = first.user_data(
-            (CACHE,),
-            health=start.checks(self.fleet.health),
-            hook=UserHook(NAME, HOOK) if self.wanted.hook else None,
-            reports=_REPORTS,
-        )
-        template = gateways.ec2.create_template(
-            NAME,
-            image_id=IMAGE,
-            instance_type="t3.nano",
-            user_data=data.dump(),
-            description=description(first),
-        )
-        self.template = template.id
-        gateways.scaling.create_group(
-            NAME,
-            template_id=template.id,
-            version=1,
-            size=self.wanted.size,
-            target_groups=[arn],
-            grace_s=60,
-            hooks=[Hook(HOOK)] if self.wanted.hook else [],
-        )
-        self.until(lambda: self.serving() == desired)
+        wanted = self.wanted
+        place = Place(CACHE, _REPORTS, IMAGE, f"{_REGION}a", wanted.size, held=wanted.hook)
+        made = create(self.gateways, self.fleet, _content(1), place, now=self.clock.now())
+        self.template = made.template
+        self.until(lambda: self.serving() == wanted.size[1])
 
     def healthy(self) -> int:
         """Return how many machines the balancer finds healthy, as AWS says."""
@@ -249,14 +226,7 @@ class VirtualFleet:
 
     def release(self, number: int) -> Release:
         """Write the next release's record."""
-        return releases.create(
-            self.objects,
-            NAME,
-            system=_SYSTEM.format("a" * 31 + str(number % 10), number),
-            manifest=f"{number:064x}",
-            keys=("acme-1",),
-            now=self.clock.now(),
-        )
+        return releases.create(self.objects, NAME, _content(number), now=self.clock.now())
 
     def rollout(
         self,
@@ -287,3 +257,8 @@ class VirtualFleet:
     def said(self, kind: str) -> list[Fact]:
         """Return the facts of a kind that rollouts told."""
         return [one for one in self.facts if isinstance(one, Fact) and one.kind == kind]
+
+
+def _content(number: int) -> Content:
+    system = _SYSTEM.format("a" * 31 + str(number % 10), number)
+    return Content(system, f"{number:064x}", ("acme-1",))

@@ -19,7 +19,7 @@ from calve.contract.userdata import Hook, UserData
 from calve.errors import ConflictError, DamagedError, UsageError
 from calve.nix.storepath import StorePath
 
-__all__ = ["Release", "create", "latest", "prefix", "read"]
+__all__ = ["Content", "Release", "create", "latest", "prefix", "read"]
 
 VERSION = 1
 _LIMIT_BYTES = 64 * 1024
@@ -28,6 +28,30 @@ _KEY = re.compile(r"fleets/[^/]+/releases/([0-9]{8})\.json")
 _OWN = re.compile(r"fleets/[^/]+/releases/([0-9]{8})(?:/(?:reason|tripped|verdict))?\.json")
 _TRIES = 32
 _MAX_NUMBER = 99_999_999  # 8 digits
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a release is to be of: a closure that is in the cache.
+
+    Attributes:
+        system: the toplevel's store path.
+        manifest: digest of its manifest.
+        keys: names of the keys that signed it.
+        repeats: number of the release whose closure this is again; None where it is a new one.
+        image: what machines boot, where it is not what they booted before.
+    """
+
+    system: str
+    manifest: str
+    keys: tuple[str, ...]
+    repeats: int | None = None
+    image: str | None = None
+
+    def is_of(self, release: Release) -> bool:
+        """Say whether a release is of this."""
+        mine = (self.manifest, self.repeats, self.image)
+        return mine == (release.manifest, release.repeats, release.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +197,7 @@ def read(objects: Objects, fleet: str, number: int) -> Release:
     return release
 
 
-def create(
-    objects: Objects,
-    fleet: str,
-    *,
-    system: str,
-    manifest: str,
-    keys: tuple[str, ...],
-    now: dt.datetime,
-    repeats: int | None = None,
-    image: str | None = None,
-) -> Release:
+def create(objects: Objects, fleet: str, content: Content, *, now: dt.datetime) -> Release:
     """Write the next release of a fleet and return it.
 
     Raises:
@@ -191,7 +205,16 @@ def create(
     """
     last = _used(objects, fleet)
     for number in range(last + 1, min(last + _TRIES, _MAX_NUMBER) + 1):
-        release = Release(fleet, number, system, manifest, keys, now, repeats, image)
+        release = Release(
+            fleet,
+            number,
+            content.system,
+            content.manifest,
+            content.keys,
+            now,
+            content.repeats,
+            content.image,
+        )
         if objects.put(release.key, release.dump(), only_new=True):
             return release
     raise ConflictError(f"cannot get a number for a release of {fleet}", hint="try again")

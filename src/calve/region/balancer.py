@@ -25,13 +25,13 @@ from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError, ConflictError, DeadlineError, TransientError
 from calve.process import Process, which
 from calve.region import guard
-from calve.region.targets import Check, HealthCheck
+from calve.region.targets import Add, Check, Drain, Effect, HealthCheck, Ready, Remove
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["Balancer", "HaProxy"]
+__all__ = ["Balancer", "HaProxy", "tell"]
 
 CONNECTIONS = 400
 """Of clients at a time; twice that and the checks stay below the usual limit of 1024 open files."""
@@ -63,6 +63,19 @@ class Balancer(Protocol):
 
     def remove(self, target_id: str) -> None:
         """Take a target away; requests still under way are cut. Nothing happens where it is unknown."""
+
+
+def tell(balancer: Balancer, effect: Effect) -> None:
+    """Tell a balancer what a target group wants."""
+    match effect:
+        case Add(target_id, address):
+            balancer.add(target_id, address)
+        case Ready(target_id):
+            balancer.ready(target_id)
+        case Drain(target_id):
+            balancer.drain(target_id)
+        case Remove(target_id):
+            balancer.remove(target_id)
 
 
 class HaProxy:

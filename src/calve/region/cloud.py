@@ -25,6 +25,7 @@ from calve.region import group as parts
 from calve.region.access import Call
 from calve.region.alarms import Alarms
 from calve.region.autoscaling import AutoScaling, Lookups
+from calve.region.balancer import tell
 from calve.region.consoles import Consoles
 from calve.region.ec2 import Ec2, State
 from calve.region.ec2_types import InstanceTypes
@@ -294,7 +295,7 @@ class Cloud:
             group_wake, launches = self._advance_groups(now)
             endings = [one for one in self.ec2.ending() if running.get(one, True)]
         for effect in doing:
-            self._tell_balancer(effect)
+            tell(self._balancer, effect)
         for launch in launches:
             self._launch(launch)
         for instance_id in endings:
@@ -378,14 +379,3 @@ class Cloud:
             with self._lock:
                 self.ec2.forget(launch.instance_id)
                 self._refused[launch.instance_id] = error.message
-
-    def _tell_balancer(self, effect: targets.Effect) -> None:
-        match effect:
-            case targets.Add(target_id, address):
-                self._balancer.add(target_id, address)
-            case targets.Ready(target_id):
-                self._balancer.ready(target_id)
-            case targets.Drain(target_id):
-                self._balancer.drain(target_id)
-            case targets.Remove(target_id):
-                self._balancer.remove(target_id)

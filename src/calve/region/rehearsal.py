@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from calve.errors import CalveError, DeadlineError
 from calve.region import group as parts
 from calve.region import groups, targets
+from calve.region.balancer import tell
 from calve.region.ec2 import State
 from calve.region.group import Group, Rules, World
 from calve.region.hooks import Hook, Transition
@@ -232,15 +233,7 @@ class _Stage:
         step = targets.advance(before, self._looks, now)
         self._targets = step.group
         for effect in step.effects:
-            match effect:
-                case targets.Add(target_id, address):
-                    self._balancer.add(target_id, address)
-                case targets.Ready(target_id):
-                    self._balancer.ready(target_id)
-                case targets.Drain(target_id):
-                    self._balancer.drain(target_id)
-                case targets.Remove(target_id):
-                    self._balancer.remove(target_id)
+            tell(self._balancer, effect)
         for target_id, target in before.targets.items() if step.group is not before else ():
             if step.group.targets.get(target_id) is not target:
                 self._note_target(target_id, now)

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from calve.fleet.config import Fleet
+    from calve.fleet.release import Content
     from calve.rollout.observe import Gateways
-    from calve.rollout.start import Closure
 
 __all__ = ["begun", "settle"]
 
 
 @contextmanager
 def begun(
-    closure: Closure,
+    content: Content,
     fleet: Fleet,
     gateways: Gateways,
     host: Host,
@@ -34,7 +34,7 @@ def begun(
     """Hold the fleet's lock while the block lasts, and give the rollout of its release: a new one, or what was left.
 
     Args:
-        closure: what is to be run.
+        content: what is to be run.
         fleet: where.
         gateways: AWS and the bucket.
         host: who runs it.
@@ -50,11 +50,11 @@ def begun(
         hooks = gateways.scaling.hooks(fleet.group)
         active = any(one.active for one in gateways.refreshes.newest(fleet.group))
         if not active:
-            settle(fleet, gateways, host, but=closure)
+            settle(fleet, gateways, host, but=content)
         release = start.number(
             gateways.objects,
             fleet.name,
-            closure,
+            content,
             now=host.clock.now(),
             begun=active,
             left=held.left is not None,
@@ -67,7 +67,7 @@ def begun(
         yield Rollout(release, fleet.group, gateways, settings, replace(host, lock=held))
 
 
-def settle(fleet: Fleet, gateways: Gateways, host: Host, *, but: Closure | None = None) -> None:
+def settle(fleet: Fleet, gateways: Gateways, host: Host, *, but: Content | None = None) -> None:
     """Write the verdict of a release whose refresh ended while nobody watched.
 
     Args:
@@ -77,7 +77,7 @@ def settle(fleet: Fleet, gateways: Gateways, host: Host, *, but: Closure | None 
         but: the release of this closure is left alone: it is about to be gone on with.
     """
     there = history.under_way(gateways.objects, fleet.name)
-    if there is None or (but is not None and but.made(there)):
+    if there is None or (but is not None and but.is_of(there)):
         return
     settings = Settings(rules=start.rules(fleet))
     with suppress(ConflictError):  # it has no refresh: it is superseded

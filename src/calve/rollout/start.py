@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from calve.aws.refreshes import Preferences
@@ -27,44 +27,20 @@ if TYPE_CHECKING:
     from calve.aws.ec2 import TemplateVersion
     from calve.cache.objects import Objects
     from calve.fleet.config import Fleet, Health, Rollout
-    from calve.fleet.release import Release
+    from calve.fleet.release import Content, Release
     from calve.rollout.run import Change
 
-__all__ = ["Closure", "alarms", "change", "checks", "number", "preferences", "resolved", "rules"]
+__all__ = ["alarms", "change", "checks", "number", "preferences", "resolved", "rules"]
 
 MOST_ALARMS: Final = 10
 """Auto Scaling's bound."""
 _TAG: Final = "tag:"
 
 
-@dataclass(frozen=True, slots=True)
-class Closure:
-    """What is to be run.
-
-    Attributes:
-        system: store path of the toplevel.
-        manifest: digest of its manifest in the cache.
-        keys: names of the keys that signed it.
-        repeats: number of the release whose closure this is again.
-        image: what machines boot from now on; None for what they boot already.
-    """
-
-    system: str
-    manifest: str
-    keys: tuple[str, ...]
-    repeats: int | None = None
-    image: str | None = None
-
-    def made(self, release: Release) -> bool:
-        """Say whether a release is of this closure."""
-        mine = (self.manifest, self.repeats, self.image)
-        return mine == (release.manifest, release.repeats, release.image)
-
-
 def number(
     objects: Objects,
     fleet: str,
-    closure: Closure,
+    content: Content,
     *,
     now: dt.datetime,
     begun: bool,
@@ -75,7 +51,7 @@ def number(
     Args:
         objects: the bucket; the deploy lock is held.
         fleet: its name.
-        closure: what is to be run.
+        content: what is to be run.
         now: UTC.
         begun: a refresh is under way, so that a release of another closure without a verdict is alive.
         left: who held the lock before was killed: a release of this closure that has ended is the one that it never
@@ -88,10 +64,10 @@ def number(
     if there is None:
         ended = history.recent(objects, fleet, most=1)
         live = history.live(objects, fleet)
-        if ended and closure.made(ended[0].release) and (left or ended[0].release == live):
+        if ended and content.is_of(ended[0].release) and (left or ended[0].release == live):
             return ended[0].release
     else:
-        if closure.made(there):
+        if content.is_of(there):
             return there
         if begun:
             raise ConflictError(
@@ -99,16 +75,7 @@ def number(
                 hint="calve watch shows it; calve cancel or calve rollback ends it",
             )
         _supersede(objects, there, now)
-    made = releases.create(
-        objects,
-        fleet,
-        system=closure.system,
-        manifest=closure.manifest,
-        keys=closure.keys,
-        now=now,
-        repeats=closure.repeats,
-        image=closure.image,
-    )
+    made = releases.create(objects, fleet, content, now=now)
     history.keep(objects, fleet, now)
     return made
 

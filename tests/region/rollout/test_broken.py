@@ -22,6 +22,7 @@ from calve.errors import (
 from calve.fleet import ends, history, lock
 from calve.fleet import release as releases
 from calve.fleet.config import Strategy
+from calve.fleet.release import Content
 from calve.fleet.verdict import Outcome, Verdict
 from calve.region.hooks import Result
 from calve.region.scripts import Script, dies_after, evidence, fails, good, silent
@@ -31,7 +32,6 @@ from calve.rollout.guard import Guard
 from calve.rollout.judge import Rules
 from calve.rollout.observe import Gateways
 from calve.rollout.run import Host
-from calve.rollout.start import Closure
 from calve.tasks import Cancel
 
 
@@ -49,7 +49,7 @@ def guard_of(place):
 
 def closure_of(number):
     name = "abcdfghijk"[number % 10] * 32
-    return Closure(f"/nix/store/{name}-nixos-system-web-{number}", f"{number:064x}", ("acme-1",))
+    return Content(f"/nix/store/{name}-nixos-system-web-{number}", f"{number:064x}", ("acme-1",))
 
 
 def deploy(place, number, *, gateways=None, detach=False):

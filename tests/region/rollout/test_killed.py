@@ -7,14 +7,14 @@ import pytest
 
 from calve.fleet import ends, lock
 from calve.fleet import release as releases
+from calve.fleet.release import Content
 from calve.fleet.verdict import Outcome
 from calve.region.scripts import fails, good
 from calve.rollout.deploy import begun
 from calve.rollout.observe import Gateways
 from calve.rollout.run import Host
-from calve.rollout.start import Closure
 
-CLOSURE = Closure("/nix/store/" + "b" * 32 + "-nixos-system-web-2", f"{2:064x}", ("acme-1",))
+CLOSURE = Content("/nix/store/" + "b" * 32 + "-nixos-system-web-2", f"{2:064x}", ("acme-1",))
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import pytest
 from calve.cache.directory import DirectoryObjects
 from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
 from calve.fleet import release as module
-from calve.fleet.release import Release, create, latest, read
+from calve.fleet.release import Content, Release, create, latest, read
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 SYSTEM = f"/nix/store/{'a' * 32}-nixos-system"
@@ -23,7 +23,7 @@ def objects(tmp_path):
 
 
 def make(objects, fleet="web", now=NOW, manifest="0" * 64):
-    return create(objects, fleet, system=SYSTEM, manifest=manifest, keys=("ops-1",), now=now)
+    return create(objects, fleet, Content(SYSTEM, manifest, ("ops-1",)), now=now)
 
 
 def changed(**fields):

@@ -104,9 +104,7 @@ def pushed(account, store):
 
 
 def make(objects, digest, path):
-    return release.create(
-        objects, "web", system=str(path), manifest=digest, keys=("acme-1",), now=NOW
-    )
+    return release.create(objects, "web", release.Content(str(path), digest, ("acme-1",)), now=NOW)
 
 
 def denied(call, *args, **kwargs):
@@ -155,7 +153,7 @@ def test_the_releaser_keeps_the_records_of_its_own_fleet(account, store, pushed)
     assert roots.read_root(releaser, "fleet", "web.00000001").manifest == pushed
     ends.write(releaser, Verdict("web", 1, Outcome.RELEASED, "", "cli", NOW))
     assert denied(
-        release.create, releaser, "db", system=str(store[1]), manifest=pushed, keys=(), now=NOW
+        release.create, releaser, "db", release.Content(str(store[1]), pushed, ()), now=NOW
     )
     assert denied(roots.write_root, releaser, Root("pin", "web", pushed, NOW))
     assert denied(releaser.put, "nar/x", b"x")
