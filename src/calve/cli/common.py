@@ -45,7 +45,6 @@ __all__ = [
     "trusted_keys",
 ]
 
-_MOST_LINKS = 64
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 
@@ -194,26 +193,15 @@ def resolve(text: str, root: Path) -> StorePath:
     Raises:
         UsageError: it leads to no store path.
     """
+    from calve.nix.links import follow
     from calve.nix.storepath import STORE_DIR
 
-    stores = {STORE_DIR, f"{root.absolute()}{STORE_DIR}", f"{os.path.realpath(root)}{STORE_DIR}"}
-    todo = os.path.abspath(text).strip("/").split("/")  # noqa: PTH100  (keeps links as they are)
-    here = "/"
-    links = 0
-    while todo:
-        if here in stores:
-            return store_path(f"{STORE_DIR}/{todo[0]}")
-        step = os.path.join(here, todo.pop(0))  # noqa: PTH118
-        try:
-            target = os.readlink(step)
-        except OSError:
-            here = step
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            break
-        led = os.path.normpath(os.path.join(here, target, *todo))  # noqa: PTH118
-        todo, here = led.strip("/").split("/"), "/"
+    try:
+        found = follow(text, root)
+    except DamagedError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    if found is not None:
+        return found
     raise UsageError(
         "this is neither a store path nor a link to one",
         place=text,

@@ -21,13 +21,13 @@ from typing import IO
 
 from calve import process
 from calve.errors import CalveError, CancelledError, DamagedError, NotFoundError, UsageError
+from calve.nix.links import follow
 from calve.nix.storepath import STORE_DIR, StorePath
 from calve.progress import Note, Progress, Step, silent
 from calve.tasks import Cancel
 
 __all__ = ["Installable", "Source", "build", "parse"]
 
-_MOST_LINKS = 64
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 1 << 20
 _TAIL_LINES = 20
@@ -49,12 +49,13 @@ class Installable:
 Source = StorePath | Installable
 
 
-def parse(system: str, base: Path) -> Source:
+def parse(system: str, base: Path, root: Path = Path("/")) -> Source:
     """Say what a system's text means; only links are looked at.
 
     Args:
         system: as the fleet file or the command line has it.
         base: what relative paths are meant from: the directory of calve.toml, or the current one.
+        root: the store is `<root>/nix/store`.
 
     Raises:
         UsageError: it is nothing that leads to a system.
@@ -62,9 +63,10 @@ def parse(system: str, base: Path) -> Source:
     if "#" in system or _FLAKE.match(system):
         return Installable(system + (_TOPLEVEL if _NIXOS.fullmatch(system) else ""))
     path = base / system
-    found = _store_path(path)
-    if found is not None:
-        return found
+    with contextlib.suppress(DamagedError):
+        found = follow(str(path), root)
+        if found is not None:
+            return found
     if path.suffix == ".nix" and path.is_file():
         return Installable(str(path), is_file=True)
     if (path / "flake.nix").is_file():
@@ -74,22 +76,6 @@ def parse(system: str, base: Path) -> Source:
         place=system,
         hint=f"give a path in {STORE_DIR}, ./result, or an attribute such as .#nixosConfigurations.web",
     )
-
-
-def _store_path(path: Path) -> StorePath | None:
-    """Return the store path that a path is, leads to by links, or lies in; None where it is none."""
-    here = os.path.abspath(path)  # noqa: PTH100  (keeps links as they are)
-    for _ in range(_MOST_LINKS):
-        directory, name = os.path.split(here)
-        for place in (here, os.path.join(os.path.realpath(directory), name)):  # noqa: PTH118
-            _, store, rest = place.partition(f"{STORE_DIR}/")
-            if store:
-                with contextlib.suppress(DamagedError):
-                    return StorePath.from_basename(rest.split("/")[0])
-        if not os.path.islink(here):  # noqa: PTH114
-            return None
-        here = os.path.normpath(os.path.join(os.path.realpath(directory), os.readlink(here)))  # noqa: PTH118
-    return None
 
 
 def build(
@@ -114,7 +100,7 @@ def build(
         NotFoundError: Nix is not installed.
         CalveError: the build failed; the message has the end of what Nix said.
     """
-    source = parse(system, base)
+    source = parse(system, base, store or Path("/"))
     if isinstance(source, StorePath):
         return source
     try:

@@ -38,9 +38,15 @@ def answer(path, output="out"):
 # What the text means
 
 
-@pytest.mark.parametrize("text", [str(PATH), f"{PATH}/", f"{PATH}/init", f"/x{PATH}"])
+@pytest.mark.parametrize("text", [str(PATH), f"{PATH}/", f"{PATH}/init"])
 def test_a_store_path_is_itself(tmp_path, text):
     assert parse(text, tmp_path) == PATH
+
+
+def test_another_root_s_store_is_one(tmp_path):
+    assert parse(f"{tmp_path}{PATH}", tmp_path, tmp_path) == PATH
+    with pytest.raises(UsageError):
+        parse(f"{tmp_path}{PATH}", tmp_path)
 
 
 def test_links_are_followed_from_the_files_directory(tmp_path):
