@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from calve.errors import DamagedError, UsageError
 
-__all__ = ["Fields", "dump", "parse", "time"]
+__all__ = ["Fields", "dump", "parse", "sha256", "time"]
 
 T = TypeVar("T")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def dump(document: dict[str, Any]) -> bytes:
@@ -31,6 +34,13 @@ def time(text: str) -> dt.datetime:
     if when is None or when.tzinfo is None:
         raise DamagedError(f"{text[:100]!r} is not a time with its zone") from None
     return when
+
+
+def sha256(text: str) -> bytes:
+    """Read a SHA-256 in base 16; DamagedError where it is none."""
+    if not _SHA256.fullmatch(text):
+        raise DamagedError("it is no SHA-256 in base 16")
+    return bytes.fromhex(text)
 
 
 class Fields:

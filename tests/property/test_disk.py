@@ -69,7 +69,7 @@ def test_tables(wanted, seed, arch, fill):
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(layout.size_bytes)
         file.write(layout.head())
-        file.seek(layout.size_bytes - gpt.TAIL_BYTES)
+        file.seek(layout.size_bytes - 33 * gpt.SECTOR_BYTES)
         file.write(layout.tail())
         file.flush()
         assert "No errors" in run("sfdisk", "--verify", file.name)

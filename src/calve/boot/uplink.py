@@ -182,6 +182,6 @@ def beat(
     while not clock.wait(done, BEAT_S):
         with (
             contextlib.suppress(CalveError),
-            open_uplink(policy, wanted, cancel=cancel) as uplink,
+            open_uplink(policy, wanted, clock=clock, cancel=cancel) as uplink,
         ):
             uplink.beat()

@@ -167,4 +167,8 @@ def _command(value: object, place: str) -> str:
     """Read a shell command, which may have several lines."""
     if not isinstance(value, str) or len(value) > _TEXT or "\0" in value:
         raise _wrong(place, "command", "a shell command")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can write and no program be given
+        raise _wrong(place, "command", "a shell command") from None
     return value

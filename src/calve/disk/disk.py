@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ ZERO_BLOCK = hashlib.sha256(bytes(BLOCK_BYTES)).hexdigest()
 _LIMIT_BYTES = 16 << 20
 _MAX_SIZE_BYTES = 64 << 40
 _MAX_PARTITIONS = 128
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,11 @@ class Disk:
         for block in self.blocks:
             state.update(f"{block.index} {block.sha256}\n".encode())
         return state.hexdigest()
+
+    @property
+    def end_bytes(self) -> int:
+        """Return where its last block ends."""
+        return (self.blocks[-1].index + 1) * BLOCK_BYTES if self.blocks else 0
 
     @property
     def present(self) -> tuple[Block, ...]:
@@ -249,6 +252,4 @@ def _guid(text: str) -> uuid.UUID:
 
 
 def _digest(text: str) -> str:
-    if not _DIGEST.fullmatch(text):
-        raise DamagedError("it is no SHA-256 in base 16")
-    return text
+    return record.sha256(text).hex()

@@ -80,7 +80,9 @@ def _check(path: Path, loader: Path, size_bytes: int) -> None:
         raise SpaceError(
             f"{need >> 20} MiB do not fit into an EFI system partition of {size_bytes >> 20} MiB",
             place=loader,
-            hint="an image that is built whole (--full) has 256 MiB where that is needed; or make the initrd smaller",
+            hint="make the initrd smaller"
+            if size_bytes == MAX_BYTES
+            else "an image that is built whole (--full) has 256 MiB where that is needed",
         )
 
 

@@ -22,7 +22,6 @@ from calve.errors import DamagedError, UsageError
 
 __all__ = [
     "SECTOR_BYTES",
-    "TAIL_BYTES",
     "Kind",
     "Layout",
     "Partition",
@@ -33,7 +32,6 @@ __all__ = [
 ]
 
 SECTOR_BYTES = 512
-TAIL_BYTES = 33 * SECTOR_BYTES
 
 _ALIGN_BYTES = (
     1 << 20

@@ -147,7 +147,7 @@ class Layout:
             blocks=fields.number("blocks"),
             header_blocks=fields.number("headerBlocks"),
             header_used=fields.number("headerUsed"),
-            registration=fields.optional("registration", _hex(_SHA256)),
+            registration=fields.optional("registration", record.sha256),
             dead=tuple(sorted(_extent(item, place) for item in fields.items("dead"))),
             data=dict(data),
             paths={placed.info.path: placed for placed in paths},

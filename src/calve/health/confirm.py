@@ -72,12 +72,12 @@ class Confirmation:
         reasons = self._wait()
         if reasons:
             self._tell_journal()
-            return self._fail(running, Code.UNHEALTHY, "; ".join(reasons))
+            return self.fail(Code.UNHEALTHY, "; ".join(reasons))
         try:
             self._proceed()
         except CalveError as error:
             code = Code.HOOK_DENIED if isinstance(error, AccessError) else Code.HOOK_UNREACHABLE
-            return self._fail(None, code, str(error))
+            return self.fail(code, str(error))
         as_wanted = self.wanted is not None and str(running) == self.wanted.system
         if as_wanted and running is not None:
             self._remember(running)
@@ -92,9 +92,10 @@ class Confirmation:
         return self.closure if said is None else said.with_more(self.closure)
 
     @property
-    def _is_held(self) -> bool:
+    def _held(self) -> UserData | None:
+        """Return the user data of a machine that its launch hook holds; None where nothing does."""
         wanted = self.wanted
-        return wanted is not None and wanted.hook is not None and self._is_new
+        return wanted if wanted is not None and wanted.hook is not None and self._is_new else None
 
     @property
     def _is_new(self) -> bool:
@@ -105,13 +106,13 @@ class Confirmation:
         cancel, done = Cancel(), threading.Event()
         health = self.health
         end_s = self.clock.monotonic() + health.within_s
-        reasons: list[str] = []
+        reasons: list[str] | None = None
         probe: Probe | None = None
         try:
             with Group("health", limit=2, parent=cancel) as group:
                 group.spawn(self._end, end_s, done, group.cancel)
-                if self._is_held and self.wanted is not None:
-                    group.spawn(beat, self.policy, self.wanted, done, group.cancel, self.clock)
+                if (held := self._held) is not None:
+                    group.spawn(beat, self.policy, held, done, group.cancel, self.clock)
                 try:
                     with Client(cancel=group.cancel) as client:
                         probe = Probe(health, client, group.cancel)
@@ -120,14 +121,10 @@ class Confirmation:
                 finally:
                     done.set()
         except CancelledError:
-            # The time is over: what was found last is the reason, and what does not come to an end.
-            hung = "" if probe is None else probe.now
-            return (
-                [*reasons, f"{hung}: no answer in time"]
-                if hung
-                else reasons or ["nothing was found out"]
-            )
-        return reasons
+            if reasons == []:
+                return []  # all held just when the time was over
+            return _found(probe, reasons)
+        return reasons or []
 
     def _end(self, end_s: float, done: threading.Event, cancel: Cancel) -> None:
         if not self.clock.wait(done, end_s - self.clock.monotonic()):
@@ -150,8 +147,8 @@ class Confirmation:
         return known.good not in {None, system}
 
     def _proceed(self) -> None:
-        if self._is_held and self.wanted is not None:
-            with open_uplink(self.policy, self.wanted, clock=self.clock) as uplink:
+        if (held := self._held) is not None:
+            with open_uplink(self.policy, held, clock=self.clock) as uplink:
                 uplink.complete(CONTINUE)
 
     def _report(self) -> None:
@@ -170,13 +167,19 @@ class Confirmation:
             for line in said[-_JOURNAL_CHARS:].splitlines():
                 self.console.write("".join(c if c.isprintable() else " " for c in line) + "\n")
 
-    def end(self, code: Code, message: str) -> Outcome:
-        """Tell why the machine ends, hold, let go of the hook."""
-        return self._fail(None, code, message)
-
-    def _fail(self, unhealthy: StorePath | None, code: Code, message: str) -> Outcome:
-        """Tell, hold, let go; a machine that has served starts again with its last good system."""
-        again = unhealthy is not None and not self._is_new and self._reject(unhealthy)
+    def fail(self, code: Code, message: str) -> Outcome:
+        """Tell why, hold, let go of the hook; of a bad system, a machine that has served goes back to its last good one."""
+        running = profile_system(self.policy.root)
+        bad = running if code is Code.UNHEALTHY else None
+        again = bad is not None and not self._is_new and self._reject(bad)
         self.console.emit("fail", code=code, phase="health", message=message)
         depart(self.policy, self.console, self.wanted, clock=self.clock)
         return Outcome.REBOOT if again else Outcome.POWER_OFF
+
+
+def _found(probe: Probe | None, reasons: list[str] | None) -> list[str]:
+    """Return what did not hold when the time was over: of the round under way, else of the last one."""
+    if probe is None:
+        return ["nothing was found out"]
+    hung = [f"{probe.now}: no answer in time"] if probe.now else []
+    return [*(probe.found or reasons or []), *hung] or ["nothing was found out"]

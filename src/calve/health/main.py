@@ -14,7 +14,7 @@ from calve.boot.policy import Policy
 from calve.contract.codes import Code
 from calve.contract.health import LIMIT_BYTES, Health
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CalveError
+from calve.errors import CalveError, DamagedError
 from calve.health.confirm import Confirmation, Outcome
 from calve.tasks import limit_arenas
 
@@ -56,11 +56,15 @@ def main(arguments: list[str]) -> int:
         console.emit("fail", code=Code.INTERNAL, phase="health", message=str(error))
         return Outcome.POWER_OFF
     try:
-        return replace(confirmation, closure=_closure(Path(place))).run()
+        try:
+            closure = _closure(Path(place))
+        except DamagedError as error:  # the release's own fault, as that of a check that fails
+            return confirmation.fail(Code.UNHEALTHY, str(error))
+        return replace(confirmation, closure=closure).run()
     except Exception as error:  # noqa: BLE001  (the last place: a machine that nobody judged ends, and says why)
         if not isinstance(error, CalveError):
             console.write("".join(traceback.format_exception(error)))
-        return confirmation.end(Code.INTERNAL, str(error))
+        return confirmation.fail(Code.INTERNAL, str(error))
 
 
 def _closure(place: Path) -> Health:

@@ -34,13 +34,25 @@ class Probe:
         self._client = client
         self._cancel = cancel
         self.now = ""
-        """What is being tried; empty between two rounds."""
+        """What is being tried; empty between two checks."""
+        self.found: list[str] = []
+        """What of the round under way, or the last one, does not hold."""
 
     def failing(self) -> list[str]:
-        """Return what does not hold now; nothing where all is well."""
-        found = [self._try(what, check) for what, check in self._checks()]
-        self.now = ""
-        return [one for one in found if one]
+        """Return what does not hold now; nothing where all is well.
+
+        Raises:
+            CancelledError: it was cancelled; `found` and `now` say how far it came.
+        """
+        self.found = []
+        for what, check in self._checks():
+            self._cancel.check()
+            self.now = what
+            failure = check()
+            self.now = ""
+            if failure:
+                self.found.append(failure)
+        return self.found
 
     def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         health = self._health
@@ -52,10 +64,6 @@ class Probe:
             yield unit, partial(self._unit, unit)
         if health.command:
             yield "command", partial(self._command, health.command)
-
-    def _try(self, what: str, check: Callable[[], str]) -> str:
-        self.now = what
-        return check()
 
     def _http(self, one: Http) -> str:
         what = _what(one)

@@ -1,4 +1,4 @@
-"""An image's name and tags, and which images may go: all but `known` is pure.
+"""An image's name and tags, and which images may go. Pure.
 
 The tags say what an image was made of, so that it is found again and nothing has to be remembered elsewhere:
 `calve:closure` (store path), `calve:disk` (digest of all blocks), `calve:plan`, `calve:parent` (snapshot), `calve:line`
@@ -14,16 +14,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
-from calve.aws.images import Ami, Images, SnapshotRow
+from calve.aws.images import Ami, SnapshotRow
 from calve.cache.keep import root_name
-from calve.clock import Clock
 from calve.contract import evidence, userdata
 from calve.disk.disk import Disk
-from calve.errors import NotFoundError, UsageError
+from calve.errors import UsageError
 from calve.image.plan import BlockPlan
-from calve.image.waiting import until
 from calve.nix.storepath import StorePath
-from calve.tasks import Cancel
 
 __all__ = [
     "CLOSURE",
@@ -37,7 +34,6 @@ __all__ = [
     "Pruned",
     "check_line",
     "image_name",
-    "known",
     "line_of",
     "plain_line",
     "prune",
@@ -56,7 +52,6 @@ VARIANT: Final = "calve:variant"
 
 _LINE: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGITS: Final = 12
-_KNOWN_S: Final = 15.0
 
 
 def image_name(line: str, disk: Disk) -> str:
@@ -167,16 +162,3 @@ def sweep(
         for row in snapshots
         if row.id not in kept and (row.id in gone or row.state == "error" or row.started < before)
     ]
-
-
-def known(images: Images, image: str, *, cancel: Cancel, clock: Clock) -> bool:
-    """Wait until EC2 knows an image; of a new one that may take seconds. False where it does not become known."""
-
-    def look() -> bool | None:
-        try:
-            images.image(image)
-        except NotFoundError:
-            return None
-        return True
-
-    return bool(until(look, _KNOWN_S, most_s=1.0, cancel=cancel, clock=clock))

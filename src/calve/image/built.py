@@ -10,7 +10,6 @@ DIRECTORY/image.json          what it is an image of, v1: line, closure, what it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,6 @@ _PARENT: Final = "parent.json"
 _FACTS: Final = "image.json"
 _VERSION: Final = 1
 _LIMIT_BYTES: Final = 16 << 20
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Loader:
     @classmethod
     def parse(cls, fields: record.Fields) -> Loader:
         """Read it; DamagedError where it is none."""
-        kernel, initrd = (fields.text(name, _sha256) for name in ("kernel", "initrd"))
+        kernel, initrd = (fields.text(name, record.sha256) for name in ("kernel", "initrd"))
         return cls(kernel, initrd, fields.text("commandLine", str))
 
 
@@ -180,12 +178,6 @@ def _layout_place(directory: Path, disk: Disk) -> Path:
 
 def _seeded(fields: record.Fields) -> tuple[StorePath, Hash]:
     return fields.text("path", StorePath.from_basename), fields.text("narHash", Hash.parse)
-
-
-def _sha256(text: str) -> bytes:
-    if not _SHA256.fullmatch(text):
-        raise DamagedError("it is no SHA-256 in base 16")
-    return bytes.fromhex(text)
 
 
 def _read(path: Path, limit: int) -> bytes | None:

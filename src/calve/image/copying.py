@@ -13,8 +13,7 @@ from calve.aws.images import Ami, Images
 from calve.clock import SYSTEM, Clock
 from calve.errors import ConflictError, DamagedError, DeadlineError
 from calve.image import ami
-from calve.image.ami import known
-from calve.image.waiting import until
+from calve.image.waiting import known, until
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 from calve.transport import retry

@@ -96,12 +96,11 @@ class Import:
             raise DeadlineError(
                 f"the import is not completed after {_WITHIN_S:.0f} s", place=task.id
             )
-        task = ended
-        if task.state != "completed" or not task.snapshot:
+        if ended.state != "completed" or not ended.snapshot:
             self.objects.delete(self.key)
-            raise DamagedError(f"EC2 did not import the disk: {task.message}", place=task.id)
+            raise DamagedError(f"EC2 did not import the disk: {ended.message}", place=task.id)
         self.progress(Step("import", 100, 100, "%"))
-        return task.snapshot
+        return ended.snapshot
 
     def _ended(self, task: str) -> ImportTask | None:
         """Return a task that has ended."""
@@ -115,13 +114,9 @@ class Import:
 
     def _send(self) -> None:
         """Put the disk into the bucket, unless it is there."""
-        if self.objects.head(self.key) == self._size_bytes:
+        if self.objects.head(self.key) == self.built.disk.end_bytes:
             return
         self.objects.put_stream(self.key, self._chunks())
-
-    @property
-    def _size_bytes(self) -> int:
-        return (self.plan.blocks[-1].index + 1) * BLOCK_BYTES if self.plan.blocks else 0
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the disk, block by block, each as it was planned; a hole reads as zeros.
@@ -129,7 +124,7 @@ class Import:
         Raises:
             DamagedError: a block is another one: the disk changed since it was built.
         """
-        total = self._size_bytes
+        total = self.built.disk.end_bytes
         planned = {block.index: block.sha256 for block in self.plan.blocks}
         sent = 0
         try:

@@ -13,17 +13,17 @@ from typing import Final
 from calve.aws.ebs import EbsDirect
 from calve.aws.images import Ami, Images
 from calve.clock import SYSTEM, Clock
-from calve.disk.disk import BLOCK_BYTES, Disk
+from calve.disk.disk import Disk
 from calve.disk.inspect.report import Expected, Inspection, WantedPartition
 from calve.disk.inspect.report import inspect as inspect_disk
 from calve.errors import ConflictError, NotFoundError, UsageError, VerificationError
 from calve.image import ami
-from calve.image.ami import known
 from calve.image.built import Built
 from calve.image.parent import SnapshotBlocks
 from calve.image.plan import BlockPlan, Parent, plan, whole
 from calve.image.upload import Snapshot, Upload, abort, journal_of
 from calve.image.verify import Verified, verify
+from calve.image.waiting import known
 from calve.progress import Note, Progress, silent
 from calve.tasks import Cancel
 
@@ -232,8 +232,7 @@ class Publisher:
     def inspect(self, built: Built, snapshot: str) -> Inspection:
         """Read a snapshot as firmware, kernel and Nix would: by a reader that shares no code with the writers."""
         # The disk's own end, not the volume's: one that was made elsewhere may end within a GiB.
-        size_bytes = (built.disk.blocks[-1].index + 1) * BLOCK_BYTES if built.disk.blocks else 0
-        source = SnapshotBlocks(self.ebs, snapshot, self.cancel).source(size_bytes)
+        source = SnapshotBlocks(self.ebs, snapshot, self.cancel).source(built.disk.end_bytes)
         return inspect_disk(source, expected(built))
 
     def register(
@@ -265,15 +264,17 @@ class Publisher:
         tags: Mapping[str, str],
         holds: str,
     ) -> str:
-        """Register an image, unless one that holds the same has the name; return its id once EC2 knows it.
+        """Register an image, unless one that holds the same has the name; return its id.
+
+        Whoever uses it at once finds it, unless EC2 does not know it after 15 s. Arguments as of `Images.register`.
 
         Args:
-            name: see `Images.register`, as of what follows.
-            snapshot: likewise.
-            architecture: likewise.
-            size_gib: likewise.
-            description: likewise.
-            tags: likewise.
+            name: its name.
+            snapshot: its root volume's.
+            architecture: of its kernel.
+            size_gib: of the volume.
+            description: for people.
+            tags: its own, `holds` among them.
             holds: the tag that says what an image holds.
 
         Raises:

@@ -86,12 +86,14 @@ class Release:
             parts = [assemble.Part("root", gpt.Kind.ROOT, store, fill=True, dirty=dirty)]
             if self.verity:
                 progress(Note("hashing the file system for dm-verity"))
-                tree = self._tree(store, out, builder.seed, dirty or (), cancel)
+                tree = self._tree(store, work, builder.seed, dirty or (), cancel)
                 words.append(_word(tree))
                 parts.insert(0, self._hashes(tree))
             upon = None if parent is None else parent.disk
             esp, loader = builder.loader(work, words, upon)
             disk = builder.disk([esp, *parts], upon)
+            if self.verity:  # what stands in `out` already is whole until all is new
+                (work / TREE).replace(out / TREE)
         return keep(Built(out, disk, self.line, self.system, layout, upon, loader=loader))
 
     def _check(self, parent: Built, out: Path) -> None:
@@ -107,17 +109,23 @@ class Release:
             )
 
     def _tree(
-        self, store: Path, out: Path, seed: uuid.UUID, dirty: Collection[int], cancel: Cancel
+        self, store: Path, work: Path, seed: uuid.UUID, dirty: Collection[int], cancel: Cancel
     ) -> dm_verity.Tree:
         """Make the tree of hashes, upon the parent's where there is one."""
         before = None
         if self.parent is not None:
             before = dm_verity.read(self.parent.directory / TREE)
             loader = self.parent.loader
-            if loader is None or _word(before) not in loader.command_line.split():
+            if loader is None:
+                raise UsageError(
+                    "the parent was built by an older Calve, which did not write its loader down",
+                    place=self.parent.directory,
+                    hint="build it whole, with --full",
+                )
+            if _word(before) not in loader.command_line.split():
                 raise DamagedError("the tree is not that of the parent's disk", place=before.path)
         return dm_verity.write(
-            store, out / TREE, seed=seed, parent=before, dirty=dirty, cancel=cancel
+            store, work / TREE, seed=seed, parent=before, dirty=dirty, cancel=cancel
         )
 
     def _hashes(self, tree: dm_verity.Tree) -> assemble.Part:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from calve.aws.images import Images
 from calve.clock import Clock
 from calve.tasks import Cancel
 
-__all__ = ["until"]
+__all__ = ["known", "until"]
 
 T = TypeVar("T")
 
 _LEAST_S: Final = 0.2
 _GROWTH: Final = 1.5
+_KNOWN_S: Final = 15.0
 
 
 def until(
@@ -39,3 +41,15 @@ def until(
             return found
         cancel.wait(pause_s, clock)
         pause_s = min(most_s, pause_s * _GROWTH)
+
+
+def known(images: Images, image: str, *, cancel: Cancel, clock: Clock) -> bool:
+    """Wait until EC2 knows an image; of a new one that may take seconds. False where it does not become known."""
+    found = until(
+        lambda: images.images(image=image) or None,
+        _KNOWN_S,
+        most_s=1.0,
+        cancel=cancel,
+        clock=clock,
+    )
+    return found is not None

@@ -17,7 +17,7 @@ from typing import Self
 from calve.errors import CalveError
 from calve.nix import narwriter
 from calve.nix.narinfo import PathInfo
-from calve.nix.tree import remove_tree
+from calve.nix.tree import OPEN_DIRECTORY, remove_tree
 from calve.nix.unpack import canonical
 
 __all__ = ["BOOT", "LOCK", "Leftover", "lock", "whole", "write_boot"]
@@ -27,7 +27,6 @@ BOOT = "boot"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _BOOT_ID_BYTES = 64
 _NO_FILE = frozenset({errno.EISDIR, errno.ELOOP})
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE_BOOT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_BOOT = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -54,7 +53,7 @@ class Leftover:
     def find(cls, parent_fd: int, name: str) -> Leftover | None:
         """Lock a run's directory; None where the run lives, or the directory is not ours to look at."""
         try:
-            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+            fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None  # gone since, no directory, or another user's
         try:

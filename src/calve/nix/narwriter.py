@@ -35,9 +35,9 @@ from calve.nix.narformat import (
     check_target,
     string,
 )
+from calve.nix.tree import OPEN_DIRECTORY
 
 __all__ = [
-    "OPEN_DIRECTORY",
     "OPEN_FILE",
     "Emitter",
     "Swap",
@@ -52,7 +52,6 @@ __all__ = [
 Swap: TypeAlias = Callable[[int], memoryview]
 """Is told how many bytes of the buffer are filled, 0 at first; returns the next to fill, at least one byte long."""
 
-OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not to block where a pipe has taken the file's place since its directory was read.
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # From this size on a file is worth a system call that reads it to where it is wanted.

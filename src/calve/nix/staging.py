@@ -28,13 +28,12 @@ from calve.nix.leftover import BOOT, LOCK, Leftover, lock, whole, write_boot
 from calve.nix.nar import Event
 from calve.nix.narinfo import PathInfo
 from calve.nix.storepath import StorePath
-from calve.nix.tree import remove_tree
+from calve.nix.tree import OPEN_DIRECTORY, remove_tree
 from calve.nix.unpack import Unpacked, storage_error, unpack
 
 __all__ = ["Staging", "passes", "sync"]
 
 _PREFIX = ".calve-"
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def sync(fd: int) -> None:
@@ -88,7 +87,7 @@ class Staging:
             name = _PREFIX + self._random(8).hex()
             try:
                 os.mkdir(name, 0o700, dir_fd=self._store_fd)
-                fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self._store_fd)
+                fd = os.open(name, OPEN_DIRECTORY, dir_fd=self._store_fd)
             except (FileExistsError, FileNotFoundError):
                 continue
             lock_fd = None
@@ -314,7 +313,7 @@ def _move(from_fd: int, old: str, to_fd: int, new: str) -> None:
 
 def _move_writable(from_fd: int, old: str, to_fd: int, new: str) -> None:
     """Rename a directory as a normal user, who must be able to write to it: its `..` changes."""
-    fd = os.open(old, _OPEN_DIRECTORY, dir_fd=from_fd)
+    fd = os.open(old, OPEN_DIRECTORY, dir_fd=from_fd)
     try:
         os.fchmod(fd, 0o755)
         os.rename(old, new, src_dir_fd=from_fd, dst_dir_fd=to_fd)

@@ -6,11 +6,11 @@ import os
 import stat
 from itertools import islice
 
-__all__ = ["remove_tree"]
+__all__ = ["OPEN_DIRECTORY", "remove_tree"]
 
 # Read at a time: a directory that a hostile NAR filled may have millions of entries.
 _BATCH = 1024
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(parent_fd: int, name: str) -> None:
@@ -31,7 +31,7 @@ def remove_tree(parent_fd: int, name: str) -> None:
 
 
 def _empty(parent_fd: int, name: str) -> None:
-    fd = os.open(name, _OPEN, dir_fd=parent_fd)
+    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
     try:
         os.fchmod(fd, 0o700)
         while found := _some(fd):

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from calve.errors import CalveError, DamagedError, SpaceError
 from calve.nix.nar import Directory, End, Event, File, Symlink, check_name
 from calve.nix.narformat import check_target
+from calve.nix.tree import OPEN_DIRECTORY
 
 __all__ = ["Unpacked", "canonical", "storage_error", "unpack"]
 
 _TIMES_NS = (1_000_000_000, 1_000_000_000)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def canonical(parent_fd: int, name: str) -> bool:
         return stat.S_IMODE(status.st_mode) in {0o444, 0o555}
     if stat.S_IMODE(status.st_mode) != 0o555:
         return False
-    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
     try:
         with os.scandir(fd) as entries:
             return all(canonical(fd, entry.name) for entry in entries)
@@ -133,7 +133,7 @@ class _Tree:
                 self._file_end()
         elif isinstance(event, Directory):
             os.mkdir(name, 0o700, dir_fd=at)
-            self.fds.append(os.open(name, _OPEN_DIRECTORY, dir_fd=at))
+            self.fds.append(os.open(name, OPEN_DIRECTORY, dir_fd=at))
         elif not check_target(event.target):
             raise DamagedError(f"a NAR with a symlink to {event.target[:100]!r}")
         else:

@@ -11,13 +11,13 @@ from calve.errors import ConflictError, DamagedError
 from calve.nix.narformat import END, MAX_DATA_BYTES, Directory, Event, File, Symlink
 from calve.nix.narinfo import PathInfo
 from calve.nix.narwriter import (
-    OPEN_DIRECTORY,
     OPEN_FILE,
     Emitter,
     printable,
     unreadable,
     unsupported,
 )
+from calve.nix.tree import OPEN_DIRECTORY
 
 __all__ = ["checked", "walk"]
 

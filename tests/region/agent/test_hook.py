@@ -233,7 +233,7 @@ def test_and_while_stage_2_waits_for_health(booted):
 
 def test_a_closure_s_health_that_cannot_be_read_lets_go_of_the_hook(booted):
     done = booted.machine.stage_2(types.SimpleNamespace(dump_file=lambda: b"{"))
-    assert (done.code, done.last.fields["code"], done.stderr) == (1, "internal", "")
+    assert (done.code, done.last.fields["code"], done.stderr) == (1, "unhealthy", "")
     assert "health.json: no JSON" in done.last.fields["message"]
     assert booted.what == ["report", COMPLETE]
 

@@ -34,7 +34,7 @@ def write(layout, path):
     with path.open("wb") as file:
         file.truncate(layout.size_bytes)
         file.write(layout.head())
-        file.seek(layout.size_bytes - gpt.TAIL_BYTES)
+        file.seek(layout.size_bytes - 33 * gpt.SECTOR_BYTES)
         file.write(layout.tail())
     return path
 
