@@ -22,10 +22,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 import calve
-from calve.aws.autoscaling import AutoScaling
-from calve.aws.ec2 import Ec2
-from calve.aws.elb import Elb
-from calve.aws.refreshes import ACTIVE, Refreshes
+from calve.aws.refreshes import ACTIVE
 from calve.aws.session import Session
 from calve.boot.policy import Policy
 from calve.cache import manifest as manifests
@@ -45,6 +42,9 @@ from calve.fleet.config import Delivery, Fleet, Health
 from calve.fleet.config import Rollout as Bounds
 from calve.fleet.release import Content
 from calve.fleet.verdict import Outcome, Verdict
+from calve.infra.policies import policy
+from calve.infra.roles import Role
+from calve.infra.scope import Scope
 from calve.nix.signing import SecretKey
 from calve.nix.store import LocalStore
 from calve.nix.storepath import StorePath
@@ -61,7 +61,7 @@ from calve.region.names import ACCOUNT
 from calve.region.objects import ObjectService
 from calve.region.processes import Place, ProcessMachines
 from calve.region.server import Server
-from calve.region.signature import Allow, Identity, Principals
+from calve.region.signature import Identity, Principals, allowed
 from calve.rollout.deploy import begun
 from calve.rollout.guard import Guard
 from calve.rollout.observe import Gateways
@@ -118,11 +118,8 @@ class Operator:
         """Open AWS and the bucket while the block lasts."""
         keys = Credentials(self.access_key, self.secret_key)
         session = Session(REGION, self.api, credentials=keys)
-        aws = AutoScaling(session), Refreshes(session), Ec2(session), Elb(session)
-        with contextlib.ExitStack() as owner, Client() as client:
-            for one in aws:
-                owner.callback(one._client.close)  # noqa: SLF001
-            yield Gateways(*aws, open_objects(self.cache, client, Static(keys)))
+        with Client() as client:
+            yield Gateways.of(session, open_objects(self.cache, client, Static(keys)))
 
     def deploy(self, closure: Content, gateways: Gateways, host: Host) -> Verdict:
         """Put a closure on the fleet, as `calve deploy` does once it is pushed."""
@@ -210,16 +207,8 @@ class Agents:
         self._owner.close()
 
     def _allow(self) -> None:
-        bucket, scaling = f"arn:aws:s3:::{_BUCKET}", f"arn:aws:autoscaling:{REGION}:{ACCOUNT}"
-        group = f"{scaling}:autoScalingGroup:*:autoScalingGroupName/{NAME}"
-        allowed = (
-            ("s3:GetObject", f"{bucket}/*"),
-            ("s3:ListBucket", bucket),
-            ("s3:PutObject", f"{bucket}/boot-reports/${{aws:userid}}/*"),
-            ("autoscaling:CompleteLifecycleAction", group),
-            ("autoscaling:RecordLifecycleActionHeartbeat", group),
-        )
-        self._principals.set_policy(_ROLE, [Allow(*one) for one in allowed])
+        scope = Scope(account=ACCOUNT, region=REGION, bucket=_BUCKET, group=NAME)
+        self._principals.set_policy(_ROLE, allowed(policy(Role.MACHINE, scope).document))
 
     def _create(self) -> None:
         """Make release 1 and the group that runs it."""

@@ -137,7 +137,7 @@ def release() -> tuple[list[Row], list[str]]:
         with World(work / "world") as world, Client() as client:
             world.api.faults = FaultPlan().add(Delay(0.1), times=None)
             keys = world.operator_credentials
-            ebs = EbsDirect(client, REGION, keys, endpoint=world.operator_api)
+            ebs = EbsDirect(client, REGION, keys, endpoint=world.api.url)
             publisher = Publisher(REGION, ebs, Images(world.session))
             read = StoreSource(store)
 

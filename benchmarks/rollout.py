@@ -20,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,9 +32,9 @@ from benchmarks._rows import Row, at_most, finish, load
 from calve.aws.refreshes import ACTIVE
 from calve.clock import SystemClock
 from calve.demo.virtual import NAME, VirtualFleet, Wanted, endpoint
+from calve.errors import CalveError
 from calve.fleet.config import Rollout as Bounds
 from calve.fleet.verdict import Outcome, Verdict
-from calve.region.group import Rules as RegionRules
 from calve.region.refresh import Preferences
 from calve.region.rehearsal import Plan, simulate
 from calve.region.scripts import fails, good
@@ -45,9 +46,6 @@ MACHINES = 20
 BOOT_S, FAILS_S = 20.0, 12.0
 CONSOLE_LAG_S, REPORT_LAG_S = 30.0, 1.0
 _ROOT = Path(__file__).resolve().parent.parent
-_CAPACITY = (
-    "We currently do not have sufficient t3.nano capacity in the Availability Zone you requested"
-)
 
 
 @contextlib.contextmanager
@@ -58,23 +56,15 @@ def fleet(work: Path) -> Iterator[VirtualFleet]:
         console_lag_s=CONSOLE_LAG_S,
         report_lag_s=REPORT_LAG_S,
         throttled=True,
-        region_rules=RegionRules(launch_parallelism=None),
     )
     with (
         tempfile.TemporaryDirectory(dir=work) as name,
         endpoint() as served,
         VirtualFleet(Path(name), served, wanted) as made,
     ):
-        made.fleet = made.fleet.__class__(
-            made.fleet.name,
-            made.fleet.system,
-            made.fleet.delivery,
-            made.fleet.group,
-            made.fleet.health,
-            Bounds(100, 125, 0),
-        )
+        made.fleet = replace(made.fleet, rollout=Bounds(100, 125, 0))
         made.scripts[2] = lambda _launch: fails("signature", "no signature", FAILS_S)
-        made.cloud.refuse(1, _CAPACITY)
+        made.cloud.refuse(1)
         yield made
 
 
@@ -85,7 +75,7 @@ class Watched:
         self._made = made
         self.back_at: float | None = None
         self.least = MACHINES
-        self._undo = made.clock.drive(self._look)
+        made.clock.drive(self._look)
 
     def _look(self) -> None:
         made = self._made
@@ -96,6 +86,16 @@ class Watched:
         ended = bool(group.refreshes) and group.refreshes[-1].status.value not in ACTIVE
         if self.back_at is None and whole and ended:
             self.back_at = made.clock.monotonic()
+
+    def wait(self) -> Self:
+        """Let time pass until the fleet is whole, old and well, at most four hours."""
+        self._made.until(lambda: self.back_at is not None, within_s=4 * 3600)
+        return self
+
+    @property
+    def back_s(self) -> float:
+        """Return how long after its failure could be read the fleet was back."""
+        return (self.back_at or 0.0) - self.readable_at
 
     @property
     def readable_at(self) -> float:
@@ -198,50 +198,52 @@ class Bench:
 
     def verdict(self) -> None:
         """A bad release on 20 machines: with the CLI, with a guard alone, with AWS alone."""
-        with fleet(self._work) as made:
-            watched = Watched(made)
-            outcome = made.rollout(made.release(2)).run()
-            assert outcome is not None and outcome.outcome is Outcome.ROLLED_BACK  # noqa: PT018
-            made.until(lambda: watched.back_at is not None)
-            cli = (watched.readable_at, watched.called_at, watched.back_at or 0.0, watched.least)
-        with fleet(self._work) as made:
-            watched = Watched(made)
+
+        def judged(made: VirtualFleet) -> None:
+            verdict = made.rollout(made.release(2)).run()
+            assert verdict is not None and verdict.outcome is Outcome.ROLLED_BACK  # noqa: PT018
+
+        def guarded(made: VirtualFleet) -> None:
             made.rollout(made.release(2)).run(detach=True)
             guard, cancel = Guard(made.fleet, made.gateways, made.host), Cancel()
             while guard.round():
                 cancel.wait(POLL_S, made.clock)
-            made.until(lambda: watched.back_at is not None)
-            alone = (watched.readable_at, watched.called_at, watched.back_at or 0.0)
-        with fleet(self._work) as made:
+
+        def late(made: VirtualFleet) -> None:
             half = itertools.count()
             made.scripts[2] = lambda _launch: (
                 good(BOOT_S) if next(half) < MACHINES / 2 else fails("signature", "no", FAILS_S)
             )
-            watched = Watched(made)
-            made.rollout(made.release(2)).run()
-            made.until(lambda: watched.back_at is not None)
-            late_s = (watched.back_at or 0.0) - watched.called_at
-        with fleet(self._work) as made:
-            watched = Watched(made)
+            judged(made)
+
+        def left(made: VirtualFleet) -> None:
             made.rollout(made.release(2)).run(detach=True)
-            made.until(lambda: watched.back_at is not None, within_s=4 * 3600)
-            aws_s = (watched.back_at or 0.0) - watched.readable_at
-        for name, (readable, called, back, *_) in (("the CLI", cli), ("a guard alone", alone)):
-            rounds = math.ceil((called - readable) / POLL_S)
+
+        cli, alone, half, aws = map(self._watched, (judged, guarded, late, left))
+        for name, seen in (("the CLI", cli), ("a guard alone", alone)):
+            rounds = math.ceil((seen.called_at - seen.readable_at) / POLL_S)
             self.rows.append(at_most(f"{name}: readable to rollback", rounds, "round", 2))
-            row = at_most(f"{name}: readable to all 20 old and well", back - readable, "s", 90)
-            row.peer, row.ratio = aws_s, aws_s / (back - readable)
+            row = at_most(f"{name}: readable to all 20 old and well", seen.back_s, "s", 90)
+            row.peer, row.ratio = aws.back_s, aws.back_s / seen.back_s
             self.rows.append(row)
+        late_s = (half.back_at or 0.0) - half.called_at
         self.rows.append(
             at_most("bad after half were replaced: rollback to all old", late_s, "s", 90)
         )
+        least = min(one.least for one in (cli, alone, half, aws))
         self.rows.append(
-            at_most("machines fewer than the minimum, at worst", MACHINES - cli[3], "", 0)
+            at_most("machines fewer than the minimum, at worst", MACHINES - least, "", 0)
         )
         self.notes.append(
             f"virtual seconds; peer is AWS alone, auto rollback on; a round is {POLL_S:.0f} s; console lag "
             f"{CONSOLE_LAG_S:.0f} s, report lag {REPORT_LAG_S:.0f} s, throttled, one launch refused"
         )
+
+    def _watched(self, act: Callable[[VirtualFleet], None]) -> Watched:
+        with fleet(self._work) as made:
+            watched = Watched(made)
+            act(made)
+            return watched.wait()
 
     def killed(self) -> None:
         """The operator is killed before and after every call; see the test, which this runs."""
@@ -250,7 +252,7 @@ class Bench:
         ended = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, check=False)
         self.rows.append(at_most("killed operator: violations", int(ended.returncode != 0), "", 0))
         self.notes.append(
-            f"killed: {time.monotonic() - began:.0f} s: {ended.stdout.splitlines()[-1]}"
+            f"killed: {time.monotonic() - began:.0f} s: {(ended.stdout.splitlines() or ['nothing said'])[-1]}"
         )
 
     def thousand(self) -> None:
@@ -312,6 +314,8 @@ class Bench:
         """The demo's requests: one release that goes well, two bad ones, a rollback, 50 requests a second."""
         argv = [sys.executable, "-m", "calve", "demo", "--json"]
         ended = subprocess.run(argv, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        if ended.returncode:
+            raise CalveError(f"the demo ended with status {ended.returncode}")
         report = json.loads(ended.stdout)
         requests = report["requests"]
         self.rows.append(at_most("demo: failed requests", requests["failed"], "", 0))

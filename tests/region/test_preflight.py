@@ -166,10 +166,7 @@ class Place:
         key = self.principals.add_user(f"user{len(policy)}", policy)
         keys = Credentials(key.access_key, key.secret_key)
         session = Session(REGION, self.url, credentials=keys)
-        gateways = Gateways(
-            AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), self.cache.objects
-        )
-        return Sources.of(gateways, session)
+        return Sources.of(Gateways.of(session, self.cache.objects), session)
 
     def alarms(self, *names):
         rules = dataclasses.replace(self.fleet.rollout, alarms=names)

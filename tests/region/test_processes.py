@@ -21,6 +21,9 @@ from calve.boot.policy import Policy
 from calve.contract.health import Health, Http
 from calve.contract.userdata import Hook, UserData
 from calve.errors import CalveError
+from calve.infra.policies import policy
+from calve.infra.roles import Role
+from calve.infra.scope import Scope
 from calve.nix import staging
 from calve.region.access import Access
 from calve.region.balancer import HaProxy
@@ -28,14 +31,14 @@ from calve.region.cloud import Cloud
 from calve.region.group import Rules
 from calve.region.imds import Imds, Instance
 from calve.region.machine import Launch
+from calve.region.names import ACCOUNT
 from calve.region.processes import ProcessMachines, forwarded
 from calve.region.server import Server
-from calve.region.signature import Allow
+from calve.region.signature import allowed
 
 REGION = "test-region"
 IMAGE = "ami-0123456789abcdef0"
 SOURCE = Path(calve.__file__).parent.parent
-OWN = f"arn:aws:autoscaling:{REGION}:123456789012:autoScalingGroup:*:autoScalingGroupName/web"
 HEALTH = Health(http=(Http("/healthz"),), tcp=(80,), within_s=30)
 
 _spec = importlib.util.spec_from_file_location(
@@ -193,6 +196,7 @@ OWNER = """
 import sys
 from pathlib import Path
 from calve.region.machine import Launch
+from calve.region.names import ACCOUNT
 from calve.region.processes import ProcessMachines
 from calve.region.server import Server
 machines = ProcessMachines(
@@ -252,17 +256,8 @@ class Fleet:
         self.ec2, self.groups, self.elb = (
             self._client(owner, name) for name in ("ec2", "autoscaling", "elbv2")
         )
-        bucket = f"arn:aws:s3:::{agent.BUCKET}"
-        cache.principals.set_policy(
-            "machine",
-            [
-                Allow("s3:GetObject", f"{bucket}/*"),
-                Allow("s3:ListBucket", bucket),
-                Allow("s3:PutObject", f"{bucket}/boot-reports/${{aws:userid}}/*"),
-                Allow("autoscaling:CompleteLifecycleAction", OWN),
-                Allow("autoscaling:RecordLifecycleActionHeartbeat", OWN),
-            ],
-        )
+        scope = Scope(account=ACCOUNT, region=REGION, bucket=agent.BUCKET, group="web")
+        cache.principals.set_policy("machine", allowed(policy(Role.MACHINE, scope).document))
 
     def _client(self, owner, service):
         client = boto3.client(

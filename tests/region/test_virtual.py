@@ -419,6 +419,7 @@ def test_machines_hooks_are_not_the_operator_s_requests():
         place = Place(owner, rates={"autoscaling": {"CompleteLifecycleAction": Rate(1, 0.0)}})
         place.fleet(3)
         place.until(lambda: place.serving() == 3)
+        assert place.throttles.refused.total() == 0
 
 
 def test_a_launch_is_refused_for_want_of_capacity_and_tried_again(place):

@@ -30,7 +30,7 @@ from calve.tasks import Cancel
 @pytest.fixture(scope="module")
 def publisher(rig):
     world = rig.world
-    ebs = EbsDirect(rig.client, REGION, world.operator_credentials, endpoint=world.operator_api)
+    ebs = EbsDirect(rig.client, REGION, world.operator_credentials, endpoint=world.api.url)
     return Publisher(REGION, ebs, Images(world.session))
 
 

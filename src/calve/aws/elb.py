@@ -66,8 +66,7 @@ class Elb:
         name: str,
         *,
         path: str,
-        interval_s: int = 5,
-        thresholds: tuple[int, int] = (2, 2),
+        check: Check = Check(),
         delay_s: int = 300,
         vpc_id: str | None = None,
     ) -> TargetGroup:
@@ -76,25 +75,23 @@ class Elb:
         Args:
             name: At most 32 characters.
             path: What is asked; 200 is healthy.
-            interval_s: Between two checks of a target, at least 5.
-            thresholds: After how many good checks it is healthy, after how many bad ones it is not.
+            check: Its interval at least 5 s.
             delay_s: How long a target that leaves may finish what is under way.
             vpc_id: Where the instances are; AWS demands it.
 
         Raises:
             ConflictError: The name is taken by one with other settings.
         """
-        healthy, unhealthy = thresholds
         answer = self._client.create_target_group(
             Name=name,
             Protocol="HTTP",
             Port=80,
             TargetType="instance",
             HealthCheckPath=path,
-            HealthCheckIntervalSeconds=interval_s,
-            HealthCheckTimeoutSeconds=max(2, min(5, interval_s - 1)),
-            HealthyThresholdCount=healthy,
-            UnhealthyThresholdCount=unhealthy,
+            HealthCheckIntervalSeconds=check.interval_s,
+            HealthCheckTimeoutSeconds=max(2, min(5, check.interval_s - 1)),
+            HealthyThresholdCount=check.healthy,
+            UnhealthyThresholdCount=check.unhealthy,
             Matcher={"HttpCode": "200"},
             **({"VpcId": vpc_id} if vpc_id else {}),
         )

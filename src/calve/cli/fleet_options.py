@@ -82,10 +82,6 @@ def fleet_of(config: Config, name: str | None) -> Fleet:
 @contextlib.contextmanager
 def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened]:
     """Open a fleet's bucket and its region."""
-    from calve.aws.autoscaling import AutoScaling
-    from calve.aws.ec2 import Ec2
-    from calve.aws.elb import Elb
-    from calve.aws.refreshes import Refreshes
     from calve.aws.session import Session as AwsSession
     from calve.aws.session import default_region
     from calve.cache import url as urls
@@ -101,6 +97,6 @@ def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened
     region = options.region or (bucket.region if bucket is not None else None) or default_region()
     aws = AwsSession(region, profile=None if bucket is None else bucket.profile)
     with common.caches(session, [config.cache.url]) as (objects,):
-        gateways = Gateways(AutoScaling(aws), Refreshes(aws), Ec2(aws), Elb(aws), objects)
+        gateways = Gateways.of(aws, objects)
         fleet = resolved(fleet, gateways.scaling)
         yield Opened(config, config.cache, fleet, aws, gateways)

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from calve.aws.autoscaling import Hook
+from calve.aws.elb import Check
 from calve.contract.userdata import Hook as UserHook
 from calve.fleet import release as releases
 from calve.fleet.config import Fleet
-from calve.fleet.release import Content, Release
+from calve.fleet.release import Content
 from calve.fleet.tags import HOOK
 from calve.rollout import start
 from calve.rollout.observe import Gateways
 from calve.rollout.run import description
 
-__all__ = ["Created", "Place", "create"]
+__all__ = ["CHECK", "Created", "Place", "create"]
 
 LAUNCH: Final = Hook(HOOK)
 """Holds a machine out of service until its stage 2 finds it healthy; left alone it times out, and the group replaces it."""
+
+CHECK: Final = Check(interval_s=5, healthy=2, unhealthy=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Place:
         api: URL of Auto Scaling, as machines reach it; "" for AWS's own.
         grace_s: so long a new machine's failing checks do not count.
         drain_s: so long one that leaves may finish what is under way.
+        check: the balancer's.
     """
 
     cache: str
@@ -47,13 +51,13 @@ class Place:
     api: str = ""
     grace_s: int = 60
     drain_s: int = 5
+    check: Check = CHECK
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What was made: the release, the launch template's id, the target group's ARN."""
+    """What was made: the launch template's id, the target group's ARN."""
 
-    release: Release
     template: str
     target_group: str
 
@@ -64,7 +68,9 @@ def create(
     """Make a fleet's group, on its first release."""
     first = releases.create(gateways.objects, fleet.name, content, now=now)
     path = "/" if fleet.health is None or fleet.health.http is None else fleet.health.http
-    target = gateways.elb.create_target_group(fleet.group, path=path, delay_s=place.drain_s)
+    target = gateways.elb.create_target_group(
+        fleet.group, path=path, check=place.check, delay_s=place.drain_s
+    )
     data = first.user_data(
         (place.cache,),
         health=start.checks(fleet.health),
@@ -88,4 +94,4 @@ def create(
         zones=[place.zone],
         hooks=[LAUNCH] if place.held else [],
     )
-    return Created(first, template.id, target.arn)
+    return Created(template.id, target.arn)

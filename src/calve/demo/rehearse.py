@@ -241,15 +241,18 @@ def _judged(
     settings: Settings, release: str, script: Script, directory: Path, served: Endpoint
 ) -> Told:
     size = settings.machines
-    wanted = Wanted(size=(0, size, 2 * size), hook=settings.hook_s is not None)
+    wanted = Wanted(
+        size=(0, size, 2 * size),
+        hook=settings.hook_s is not None,
+        grace_s=settings.grace_s,
+        check=settings.check,
+    )
     with VirtualFleet(directory, served, wanted) as made:
         made.fleet = replace(
             made.fleet,
             health=Health("/healthz", None, settings.within_s),
             rollout=replace(settings.rollout, alarms=()),
         )
-        grace = {"AutoScalingGroupName": NAME, "HealthCheckGracePeriod": str(settings.grace_s)}
-        made.cloud.act("UpdateAutoScalingGroup", grace)
         if settings.hook_s is not None:
             made.gateways.scaling.put_hook(NAME, Hook(HOOK, heartbeat_s=settings.hook_s))
         made.scripts[2] = lambda _launch: script

@@ -13,12 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from calve.aws.autoscaling import AutoScaling
 from calve.aws.ebs import EbsDirect
-from calve.aws.ec2 import Ec2
-from calve.aws.elb import Elb
 from calve.aws.images import Images
-from calve.aws.refreshes import Refreshes
 from calve.cache.objects import Objects, open_objects
 from calve.cache.push import push
 from calve.clock import SYSTEM, Clock
@@ -195,10 +191,7 @@ class _Fleet:
         self._store = store
         self._cache = cache
         self._images = images
-        session = world.session
-        self._gateways = Gateways(
-            AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), cache
-        )
+        self._gateways = Gateways.of(world.session, cache)
         self._fleet = _scaled(play.fleet)
         self.acts: list[Act] = []
 
@@ -314,7 +307,7 @@ class _Images:
         self._play = play
         self._work = work
         self._initrd = initrd
-        ebs = EbsDirect(client, REGION, world.operator_credentials, endpoint=world.operator_api)
+        ebs = EbsDirect(client, REGION, world.operator_credentials, endpoint=world.api.url)
         self._publisher = Publisher(
             REGION, ebs, Images(world.session), play.progress, play.cancel, play.clock
         )

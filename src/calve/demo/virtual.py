@@ -12,19 +12,19 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from calve.aws.autoscaling import AutoScaling
 from calve.aws.ec2 import Ec2
-from calve.aws.elb import Elb
+from calve.aws.elb import Check, Elb
 from calve.aws.refreshes import Refreshes
 from calve.aws.session import Session
 from calve.cache.directory import DirectoryObjects
 from calve.contract.userdata import UserData
-from calve.demo.group import Place, create
+from calve.demo.group import CHECK, Place, create
 from calve.errors import DeadlineError
 from calve.fleet import release as releases
 from calve.fleet.config import Delivery, Fleet, Health
@@ -44,7 +44,7 @@ from calve.region.virtual import VirtualClock
 from calve.rollout import start
 from calve.rollout.judge import Rules
 from calve.rollout.observe import Gateways
-from calve.rollout.run import POLL_S, Host, Rollout, Settings
+from calve.rollout.run import Host, Rollout, Settings
 from calve.tasks import Cancel
 from calve.transport.credentials import Credentials
 
@@ -96,7 +96,8 @@ class Wanted:
         console_lag_s: how long ago what EC2 shows of a console was said.
         report_lag_s: how long it takes until a report can be read.
         throttled: the API takes as many requests as AWS does.
-        region_rules: of the simulated region.
+        grace_s: so long a new machine's failing checks do not count.
+        check: the balancer's.
     """
 
     size: tuple[int, int, int] = (2, 2, 4)
@@ -104,7 +105,8 @@ class Wanted:
     console_lag_s: float = 0.0
     report_lag_s: float = 0.0
     throttled: bool = False
-    region_rules: RegionRules = field(default_factory=lambda: RegionRules(launch_parallelism=None))
+    grace_s: int = 60
+    check: Check = CHECK
 
 
 class VirtualFleet:
@@ -143,7 +145,7 @@ class VirtualFleet:
             self.machines,
             ScriptedBalancer(self.clock, self.machines),
             clock=self.clock,
-            rules=self.wanted.region_rules,
+            rules=RegionRules(launch_parallelism=None),
             console_lag_s=self.wanted.console_lag_s,
             throttles=ApiThrottles(self.clock) if self.wanted.throttled else None,
         )
@@ -194,7 +196,16 @@ class VirtualFleet:
 
     def _create(self) -> None:
         wanted = self.wanted
-        place = Place(CACHE, _REPORTS, IMAGE, f"{_REGION}a", wanted.size, held=wanted.hook)
+        place = Place(
+            CACHE,
+            _REPORTS,
+            IMAGE,
+            f"{_REGION}a",
+            wanted.size,
+            held=wanted.hook,
+            grace_s=wanted.grace_s,
+            check=wanted.check,
+        )
         made = create(self.gateways, self.fleet, _content(1), place, now=self.clock.now())
         self.template = made.template
         self.until(lambda: self.serving() == wanted.size[1])
@@ -234,7 +245,6 @@ class VirtualFleet:
         *,
         by: str = "cli",
         may_start: bool = True,
-        poll_s: float = POLL_S,
         rules: Rules | None = None,
     ) -> Rollout:
         """Return the rollout of a release, as `calve deploy` would run it; as a guard would without `may_start`."""
@@ -245,9 +255,7 @@ class VirtualFleet:
             rules or start.rules(self.fleet),
             start.change(release, self.fleet, group, hooks, CACHE) if may_start else None,
         )
-        return Rollout(
-            release, NAME, self.gateways, settings, replace(self.host, by=by, poll_s=poll_s)
-        )
+        return Rollout(release, NAME, self.gateways, settings, replace(self.host, by=by))
 
     @property
     def host(self) -> Host:

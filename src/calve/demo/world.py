@@ -15,6 +15,9 @@ from urllib.parse import quote
 
 from calve.aws.session import Session
 from calve.clock import SYSTEM
+from calve.infra.policies import policy
+from calve.infra.roles import Role
+from calve.infra.scope import Scope
 from calve.region.access import Access
 from calve.region.balancer import HaProxy
 from calve.region.blocks import Snapshots
@@ -27,7 +30,7 @@ from calve.region.names import ACCOUNT
 from calve.region.objects import ObjectService
 from calve.region.qemu import Forward, MachineImage, QemuMachines
 from calve.region.server import Server
-from calve.region.signature import Allow, Key, Principals
+from calve.region.signature import Key, Principals, allowed
 from calve.region.storage import Storage
 from calve.transport.credentials import Credentials, Static
 
@@ -58,18 +61,8 @@ class World:
         self._owner = contextlib.ExitStack()
         self.principals = Principals()
         self._operator = self.principals.add_user("operator")
-        arn = f"arn:aws:s3:::{BUCKET}"
-        scaling = f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:*:autoScalingGroupName/{group}"
-        self.principals.set_policy(
-            ROLE,
-            (
-                Allow("s3:GetObject", f"{arn}/*"),
-                Allow("s3:ListBucket", arn),
-                Allow("s3:PutObject", f"{arn}/boot-reports/${{aws:userid}}/*"),
-                Allow("autoscaling:CompleteLifecycleAction", scaling),
-                Allow("autoscaling:RecordLifecycleActionHeartbeat", scaling),
-            ),
-        )
+        scope = Scope(account=ACCOUNT, region=REGION, bucket=BUCKET, group=group)
+        self.principals.set_policy(ROLE, allowed(policy(Role.MACHINE, scope).document))
         self.objects = ObjectService(
             directory / "s3", self.principals, region=REGION, domains=(S3_DOMAIN,)
         )
@@ -133,11 +126,6 @@ class World:
         return Session(
             region=REGION, endpoint=self.api.url, credentials=self.operator_credentials.value
         )
-
-    @property
-    def operator_api(self) -> str:
-        """Return the URL of all services but S3 for the operator."""
-        return self.api.url
 
     @property
     def operator_cache(self) -> str:

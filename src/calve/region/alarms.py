@@ -94,6 +94,11 @@ class Alarms:
         params.integer("EvaluationPeriods", 1, 1000)
         for one in params.structs("Metrics"):
             one.need("Id")
+            one.raw("MetricStat")
+            one.text("Expression")
+            one.text("Label")
+            one.boolean("ReturnData")
+        params.done()
         if name not in self._alarms:
             self.set(name, "INSUFFICIENT_DATA", "Unchecked: Initial alarm creation")
         return {}

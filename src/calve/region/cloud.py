@@ -63,7 +63,7 @@ class _Merged:
 
 
 class Cloud:
-    """The three services. A context manager: leaving it stops the driver and terminates what it launched.
+    """The services but S3 and EBS direct. A context manager: leaving it stops the driver and terminates what it launched.
 
     Args:
         machines: Makes instances; closed by whoever made it, after this.

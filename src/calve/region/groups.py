@@ -240,10 +240,10 @@ class _Look:
             parallelism=rules.launch_parallelism,
             give_up_s=rules.give_up_s,
             alarms=self._world.alarms,
+            ends=self._runs("Terminate"),
         )
-        if self._runs("Terminate"):
-            for instance_id in decision.retire:
-                draft.retire(draft.instances[instance_id], _REFRESH)
+        for instance_id in decision.retire:
+            draft.retire(draft.instances[instance_id], _REFRESH)
         if not decision.launch:
             draft.forgive()
         elif self._may_launch():

@@ -66,6 +66,7 @@ class _Scene(NamedTuple):
     parallelism: int | None
     give_up_s: float
     alarms: Mapping[str, str]
+    ends: bool
 
 
 class _Sides(NamedTuple):
@@ -85,6 +86,7 @@ def decide(
     parallelism: int | None,
     give_up_s: float,
     alarms: Mapping[str, str] = _NO_ALARMS,
+    ends: bool = True,
 ) -> Decision:
     """Bring a refresh on.
 
@@ -98,8 +100,9 @@ def decide(
             limit, not AWS's.
         give_up_s: How long without progress until it fails: 3600 on AWS.
         alarms: The state of every alarm by name; one that is missing has no data.
+        ends: Whether instances are terminated, which a suspended process stops.
     """
-    scene = _Scene(members, desired, leaving, now, parallelism, give_up_s, alarms)
+    scene = _Scene(members, desired, leaving, now, parallelism, give_up_s, alarms, ends)
     if refresh.status is Status.CANCELLING:
         return _cancelling(refresh, scene)
     if refresh.rolls_back:
@@ -313,7 +316,7 @@ def _replaced(refresh: Refresh, sides: _Sides, keep: int, scene: _Scene) -> Deci
     low, high = bounds(refresh.preferences, scene.desired)
     capacity = [one for one in (*sides.bad, *sides.good) if not one.standby]
     waiting = [one for one in sides.bad if _waits(one, refresh.preferences)]
-    may_go = [one for one in sides.bad if not _waits(one, refresh.preferences)]
+    may_go = [one for one in sides.bad if scene.ends and not _waits(one, refresh.preferences)]
     retire = _retired(may_go, len(sides.bad) - keep, sum(one.healthy for one in capacity), low)
     standing = sum(not one.standby for one in sides.bad)
     staying = max(min(standing, keep), sum(not one.standby for one in waiting))

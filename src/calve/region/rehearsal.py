@@ -42,6 +42,8 @@ __all__ = ["Event", "Plan", "Rehearsal", "Sample", "simulate"]
 NAME = "rehearsal"
 START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 HOOK = Hook("calve", Transition.LAUNCHING, 180)
+OLD, NEW = TemplateSpec("lt-1", NAME, "1"), TemplateSpec("lt-1", NAME, "2")
+OLD_IMAGE, NEW_IMAGE = "ami-1", "ami-2"
 OLD_BOOT_S = 10.0
 CHECK = HealthCheck(interval_s=10, healthy=2, unhealthy=2)
 
@@ -56,7 +58,6 @@ class Plan:
         hook: What holds a new instance; None for none.
         check: The target group's.
         delay_s: At most so long a target drains.
-        drain_s: So long a drained target has requests under way.
         grace_s: So long after it came into service an instance's failing checks do not count.
         rules: The region's.
         grid_s: Everything happens at multiples of this; the finer, the slower.
@@ -68,7 +69,6 @@ class Plan:
     hook: Hook | None = HOOK
     check: HealthCheck = CHECK
     delay_s: float = 30.0
-    drain_s: float = 0.0
     grace_s: float = 60.0
     rules: Rules = field(default_factory=lambda: Rules(launch_parallelism=None))
     grid_s: float = 2.0
@@ -122,15 +122,13 @@ def simulate(plan: Plan, script_of: Callable[[Launch], Script]) -> Rehearsal:
 
     Args:
         plan: What is there, and how the refresh goes about it.
-        script_of: What each new machine does.
+        script_of: What each machine of the new version does; those of the old one come up.
 
     Raises:
         DeadlineError: The old instances did not come up; the plan cannot work.
     """
     clock = VirtualClock(START, grid_s=plan.grid_s)
-    stage = _Stage(
-        plan, clock, lambda launch: good(OLD_BOOT_S) if stage.at is None else script_of(launch)
-    )
+    stage = _Stage(plan, clock, script_of)
     clock.drive(stage.round)
     if not clock.wait(stage.up, plan.most_s):
         raise DeadlineError("the old instances did not come into service")
@@ -149,11 +147,14 @@ class _Stage:
         self.at: float | None = None
         self.samples: list[Sample] = []
         self.events: list[Event] = []
-        self.machines = ScriptedMachines(clock, script_of)
+        self.machines = ScriptedMachines(
+            clock,
+            lambda launch: good(OLD_BOOT_S) if launch.image_id == OLD_IMAGE else script_of(launch),
+        )
         self.machines.watch(self._changed)
         self._plan = plan
         self._clock = clock
-        self._balancer = ScriptedBalancer(clock, self.machines, drain_s=plan.drain_s)
+        self._balancer = ScriptedBalancer(clock, self.machines)
         self._balancer.start(plan.check)
         self._seen: dict[str, parts.Seen] = {}
         self._looks: dict[str, targets.Seen] = {}
@@ -166,7 +167,7 @@ class _Stage:
         hooks = {} if plan.hook is None else {plan.hook.name: plan.hook}
         made = Group(
             NAME,
-            TemplateSpec("lt-1", NAME, "1"),
+            OLD,
             0,
             2 * plan.size,
             plan.size,
@@ -188,8 +189,7 @@ class _Stage:
     def begin(self) -> None:
         """Ask for the refresh."""
         self.at = self._clock.monotonic()
-        wanted = TemplateSpec("lt-1", NAME, "2")
-        refresh = Refresh("refresh-1", wanted, self._plan.preferences, self.at)
+        refresh = Refresh("refresh-1", NEW, self._plan.preferences, self.at)
         self._groups[NAME] = replace(self.group, refreshes=(refresh,))
 
     def round(self) -> float | None:
@@ -253,8 +253,8 @@ class _Stage:
 
     def _perform(self, effect: parts.Effect, now: float) -> None:
         match effect:
-            case parts.Launch(instance_id):
-                self._launch(instance_id)
+            case parts.Launch(instance_id, spec):
+                self._launch(instance_id, spec)
             case parts.Terminate(instance_id):
                 self.machines.terminate(instance_id)
                 self._see(instance_id, replace(self._seen[instance_id], state=State.TERMINATED))
@@ -265,12 +265,13 @@ class _Stage:
                 self._targets = targets.deregister(self._targets, instance_id, now)
                 self._note_target(instance_id, now)
 
-    def _launch(self, instance_id: str) -> None:
+    def _launch(self, instance_id: str, spec: TemplateSpec) -> None:
         hook = self._plan.hook
         calve = {} if hook is None else {"hook": {"group": NAME, "name": hook.name}}
         user_data = json.dumps({"calve": calve}).encode()
+        image = OLD_IMAGE if spec.version == OLD.version else NEW_IMAGE
         try:
-            self.machines.launch(Launch(instance_id, "ami-1", "t3.nano", user_data))
+            self.machines.launch(Launch(instance_id, image, "t3.nano", user_data))
         except CalveError as error:
             self._see(instance_id, parts.Seen(State.TERMINATED, None, error.message))
         else:

@@ -15,7 +15,7 @@ import secrets
 import threading
 import urllib.parse
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,6 +85,16 @@ class Allow:
         """Say whether the statement allows it; actions ignore case, as in IAM."""
         own = self.resource.replace("${aws:userid}", user_id)
         return _glob(self.action.lower(), action.lower()) and _glob(own, resource)
+
+
+def allowed(document: Mapping[str, Any]) -> tuple[Allow, ...]:
+    """Return the statements of a policy document that allows; conditions are not looked at: none is simulated."""
+    return tuple(
+        Allow(action, resource)
+        for statement in document["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
+from calve.aws.autoscaling import AutoScaling
+from calve.aws.ec2 import Ec2
+from calve.aws.elb import Elb
+from calve.aws.refreshes import Refreshes
 from calve.cache.objects import is_missing
 from calve.contract import evidence
 from calve.contract.userdata import UserData, UserDataError
@@ -30,10 +34,10 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Mapping
 
-    from calve.aws.autoscaling import Activity, AutoScaling, Group, GroupInstance
-    from calve.aws.ec2 import Ec2
-    from calve.aws.elb import Elb, TargetHealth
-    from calve.aws.refreshes import Refresh, Refreshes
+    from calve.aws.autoscaling import Activity, Group, GroupInstance
+    from calve.aws.elb import TargetHealth
+    from calve.aws.refreshes import Refresh
+    from calve.aws.session import Session
     from calve.cache.objects import Objects
     from calve.contract.evidence import Evidence
 
@@ -59,6 +63,11 @@ class Gateways:
     ec2: Ec2
     elb: Elb
     objects: Objects
+
+    @classmethod
+    def of(cls, session: Session, objects: Objects) -> Self:
+        """Return those of a session, and a bucket's objects."""
+        return cls(AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), objects)
 
 
 @dataclass(slots=True)

@@ -12,10 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from calve.aws.autoscaling import AutoScaling
-from calve.aws.ec2 import Ec2
-from calve.aws.elb import Elb
-from calve.aws.refreshes import Refreshes
 from calve.aws.session import Session, credentials_provider
 from calve.cache.objects import open_objects
 from calve.cache.url import S3, parse
@@ -65,9 +61,7 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
             place, client, credentials_provider() if isinstance(place, S3) else None
         )
         session = Session(place.region if isinstance(place, S3) else None)
-        gateways = Gateways(
-            AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), objects
-        )
+        gateways = Gateways.of(session, objects)
         host = Host(by="lambda", progress=told)
         guards = [Guard(fleet, gateways, host) for fleet in fleets]
         watch(guards, context, SYSTEM)

@@ -10,10 +10,7 @@ from dataclasses import replace
 import pytest
 
 import calve.aws.session
-from calve.aws.autoscaling import AutoScaling, Hook
-from calve.aws.ec2 import Ec2
-from calve.aws.elb import Elb
-from calve.aws.refreshes import Refreshes
+from calve.aws.autoscaling import Hook
 from calve.aws.session import Session
 from calve.cli import adopt as module
 from calve.cli import main
@@ -84,10 +81,7 @@ class Shop:
         session = Session(
             "eu-central-1", place.session.endpoint, credentials=place.session.credentials
         )
-        gateways = Gateways(
-            AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), place.objects
-        )
-        self.sources = module.Sources.of(gateways, session)
+        self.sources = module.Sources.of(Gateways.of(session, place.objects), session)
         self.wanted = Wanted("shop", 60, Hook(HOOK))
 
     @property

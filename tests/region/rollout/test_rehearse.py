@@ -66,6 +66,28 @@ def test_machines_beyond_the_group_s_size_are_counted_in_their_time(told):
     assert calve.surge_machine_s == pytest.approx(2 * calve.noticed_s, abs=11)
 
 
+def test_old_machines_that_were_ended_come_back_as_they_were():
+    rules = Rollout(90, 110, 120)
+    for one in rehearse(replace(SETTINGS, machines=20, rollout=rules)):
+        assert one.outcome == ("released" if one.release == "good" else "rolled-back")
+        assert one.least_healthy >= 18
+
+
+def test_the_balancer_s_own_checks_are_rehearsed():
+    slow = replace(SETTINGS, machines=4, hook_s=None, check=Check(30, 5, 2))
+    hasty = replace(slow, check=Check(5, 2, 2))
+    assert [
+        one.noticed_s < other.noticed_s
+        for one, other in zip(_never(hasty), _never(slow), strict=True)
+    ] == [True]
+
+
+def _never(settings):
+    return [
+        one for one in rehearse(settings) if (one.release, one.judge) == ("never healthy", "calve")
+    ]
+
+
 def test_it_is_the_same_every_time(told):
     assert list(rehearse(SETTINGS)) == list(told.values())
 

@@ -31,7 +31,7 @@ from calve.nix.store import LocalStore
 from calve.nix.storepath import fixed_output
 from calve.region.objects import ObjectService
 from calve.region.server import Server
-from calve.region.signature import Allow, Principals
+from calve.region.signature import Principals, allowed
 from calve.transport.credentials import Credentials, Static
 from calve.transport.http import Client
 
@@ -55,13 +55,7 @@ class Account:
 
     def role(self, role: Role, session: str = "i-0123456789abcdef0") -> Objects:
         """Return the cache as a role sees it; conditions are about other services than S3."""
-        allowed = [
-            Allow(action, resource)
-            for one in policy(role, SCOPE).document["Statement"]
-            for action in one["Action"]
-            for resource in one["Resource"]
-        ]
-        self.principals.set_policy(role.value, allowed)
+        self.principals.set_policy(role.value, allowed(policy(role, SCOPE).document))
         key = self.principals.add_session(
             role.value, session, dt.datetime.max.replace(tzinfo=dt.UTC)
         )
