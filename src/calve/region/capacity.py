@@ -28,8 +28,7 @@ class Capacity:
 
     def refuse(self, count: int, message: str = "", zone: str | None = None) -> None:
         """Have the next `count` launches refused, those in a zone or all; 0 takes back all that was said before."""
-        left = [one for one in self._lacks if count and one.left]
-        self._lacks = [*left, _Lack(count, message, zone)] if count else []
+        self._lacks = [*self._lacks, _Lack(count, message, zone)] if count else []
 
     def take(self, instance_type: str, zone: str) -> None:
         """Give an instance its place.
