@@ -254,7 +254,8 @@ class Rollout:
                 self._roll_back(reason, seen)
             case steps.Conclude(outcome, reason):
                 known = reason or (self._reason if outcome is not Outcome.RELEASED else None)
-                self._conclude(outcome, known or _of_aws(outcome, situation, self._now()))
+                known = known or _of_aws(outcome, situation, self._now())
+                self._conclude(outcome, known, situation.refresh)
             case steps.Refuse(message, hint):
                 raise ConflictError(message, place=self._group, hint=hint)
 
@@ -328,15 +329,14 @@ class Rollout:
             self._telling.once("reason", f"the reason could not be kept: {error}")
             return reason
 
-    def _conclude(self, outcome: Outcome, reason: Reason | None) -> None:
-        refresh = self._refresh_id()
+    def _conclude(self, outcome: Outcome, reason: Reason | None, refresh: Refresh | None) -> None:
         verdict = ends.write(
             self._gateways.objects,
             Verdict(
                 self.release.fleet,
                 self.release.number,
                 outcome,
-                refresh,
+                "" if refresh is None else refresh.id,
                 self._host.by,
                 self._now(),
                 reason,
@@ -347,13 +347,6 @@ class Rollout:
         if verdict.reason is not None:
             text += f": {verdict.reason.text}"
         self._telling.fact("verdict", text, **verdict.document())
-
-    def _refresh_id(self) -> str:
-        version = self._version
-        for one in self._gateways.refreshes.newest(self._group, _KEPT):
-            if version is not None and one.goes_to(version.template_id, version.number):
-                return one.id
-        return ""
 
     def _now(self) -> dt.datetime:
         return self._host.clock.now()
