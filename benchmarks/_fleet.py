@@ -329,9 +329,8 @@ class Agents:
 
     def guard(self, host: Host) -> Verdict:
         """Guard the fleet from this process, until nothing is being rolled out."""
-        guard, objects = Guard(_FLEET, self.gateways, host), self.gateways.objects
-        while guard.round():
-            host.cancel.wait(host.poll_s, host.clock)
+        objects = self.gateways.objects
+        Guard(_FLEET, self.gateways, host).run(once=True)
         verdict = ends.read(objects, NAME, releases.latest(objects, NAME))
         if verdict is None:
             raise CalveError("the guard has no verdict")

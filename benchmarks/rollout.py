@@ -205,9 +205,7 @@ class Bench:
 
         def guarded(made: VirtualFleet) -> None:
             made.rollout(made.release(2)).run(detach=True)
-            guard, cancel = Guard(made.fleet, made.gateways, made.host), Cancel()
-            while guard.round():
-                cancel.wait(POLL_S, made.clock)
+            Guard(made.fleet, made.gateways, made.host).run(once=True)
 
         def late(made: VirtualFleet) -> None:
             half = itertools.count()

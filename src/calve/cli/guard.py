@@ -6,7 +6,6 @@ import argparse
 
 from calve.cli import common, fleet_options
 from calve.cli.session import Session
-from calve.errors import TransientError
 
 __all__ = ["arguments", "run"]
 
@@ -30,10 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Guard."""
-    from calve.clock import SYSTEM
     from calve.progress import Note
-    from calve.rollout.guard import IDLE_S, Guard
-    from calve.rollout.run import POLL_S, Host
+    from calve.rollout.guard import Guard
+    from calve.rollout.run import Host
 
     with (
         fleet_options.open_fleet(session, options) as there,
@@ -42,12 +40,5 @@ def run(options: argparse.Namespace, session: Session) -> int:
         host = Host(by="guard", progress=progress, cancel=session.cancel)
         guard = Guard(there.fleet, there.gateways, host, options.timeout)
         progress(Note(f"guarding {there.fleet.name}, group {there.fleet.group}"))
-        while True:
-            try:
-                busy = guard.round()
-            except TransientError as error:
-                progress(Note(f"AWS gave no good answer, trying again: {error}"))
-                busy = True
-            if options.once and not busy:
-                return 0
-            session.cancel.wait(POLL_S if busy else IDLE_S, SYSTEM)
+        guard.run(once=options.once)
+    return 0

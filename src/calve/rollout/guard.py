@@ -1,6 +1,6 @@
 """The guard: watches a fleet without a person, judges what is being rolled out, and breaks loops of failing launches.
 
-    Guard(fleet, gateways, Host(by="guard")).round()
+    Guard(fleet, gateways, Host(by="guard")).run()
 
 It begins nothing: it needs no lock, and a guard beside a watching CLI does no harm. One round asks little while
 nothing goes on. `calve guard` is its host at a terminal or in cron, `on_lambda` in AWS Lambda.
@@ -12,7 +12,7 @@ import datetime as dt
 from typing import TYPE_CHECKING, Final
 
 from calve.contract.userdata import UserData, UserDataError
-from calve.errors import CalveError, ConflictError
+from calve.errors import CalveError, CancelledError, ConflictError, TransientError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Failure, Outcome, Reason
 from calve.progress import Fact, Note
@@ -54,6 +54,34 @@ class Guard:
         self._settings = Settings(rules=start.rules(fleet, timeout_s))
         self._rollout: Rollout | None = None
         self._told = ""
+
+    def run(self, *, once: bool = False) -> None:
+        """Go round until it is cancelled; with `once` until nothing is being rolled out.
+
+        A first round that fails is the caller's affair. Later ones say so, and go on: permissions come back.
+
+        Raises:
+            CancelledError: the host was cancelled.
+            CalveError: the first round could not look, or any with `once`.
+        """
+        host, looked = self._host, False
+        while True:
+            busy = True
+            try:
+                busy = self.round()
+                looked = True
+            except CancelledError:
+                raise
+            except CalveError as error:
+                if not isinstance(error, TransientError):
+                    if once or not looked:
+                        raise
+                    busy = False
+                self._say(f"could not look, trying again: {error}")
+            else:
+                if once and not busy:
+                    return
+            host.cancel.wait(host.poll_s if busy else IDLE_S, host.clock)
 
     def round(self) -> bool:
         """Look once, and do what is due; say whether something is being rolled out.

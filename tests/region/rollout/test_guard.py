@@ -1,9 +1,13 @@
 """The guard takes over from an operator that is gone, and breaks loops outside rollouts."""
 
+from dataclasses import replace
+
 import pytest
 
+from calve.errors import AccessError, CancelledError
 from calve.fleet import ends, history
 from calve.fleet.verdict import Outcome, Verdict
+from calve.progress import Note
 from calve.region.scripts import fails, good
 from calve.rollout import on_lambda
 from calve.rollout.guard import Guard
@@ -42,6 +46,44 @@ def test_a_bad_release_whose_operator_is_gone_is_rolled_back(place):
         "guard",
     )
     assert place.versions() == ["1", "1"]
+
+
+class Denied:
+    """A bucket that nobody may look into from some moment on; `ends_s` later they may again."""
+
+    def __init__(self, place, begins_s, ends_s):
+        self._place = place
+        self._begins, self._ends = (place.clock.monotonic() + one for one in (begins_s, ends_s))
+
+    def __getattr__(self, name):
+        if self._begins <= self._place.clock.monotonic() < self._ends:
+            raise AccessError("the token has expired")
+        return getattr(self._place.objects, name)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_guard_that_has_begun_outlives_what_it_is_denied_for_a_while(place, once):
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 40.0)
+    begun(place, place.release(2))
+    cancel = Cancel()
+    place.clock.drive(
+        lambda: cancel.cancel() if ends.read(place.objects, "web", 2) is not None else None
+    )
+    host = Host(by="guard", progress=place.facts.append, clock=place.clock, cancel=cancel)
+    gateways = replace(place.gateways, objects=Denied(place, 10.0, 60.0))
+    guard = Guard(place.fleet, gateways, host)
+    with pytest.raises(AccessError if once else CancelledError):
+        guard.run(once=once)
+    notes = [one.text for one in place.facts if isinstance(one, Note)]
+    assert notes.count("could not look, trying again: the token has expired") == (not once)
+    if not once:
+        assert ends.read(place.objects, "web", 2).outcome is Outcome.ROLLED_BACK
+
+
+def test_a_guard_that_may_not_look_at_all_says_so_at_once(place):
+    gateways = replace(place.gateways, objects=Denied(place, 0.0, 60.0))
+    with pytest.raises(AccessError):
+        Guard(place.fleet, gateways, Host(by="guard", clock=place.clock)).run()
 
 
 def test_a_good_one_gets_its_verdict(place):
