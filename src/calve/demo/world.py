@@ -55,6 +55,9 @@ class World:
     Args:
         directory: objects, disks and consoles; of its own.
         group: the Auto Scaling group whose lifecycle actions machines may complete.
+
+    Attributes:
+        policy: of the machines' role, as `calve iam show machine` prints it.
     """
 
     def __init__(self, directory: Path, *, group: str = "web") -> None:
@@ -62,7 +65,8 @@ class World:
         self.principals = Principals()
         self._operator = self.principals.add_user("operator")
         scope = Scope(account=ACCOUNT, region=REGION, bucket=BUCKET, group=group)
-        self.principals.set_policy(ROLE, allowed(policy(Role.MACHINE, scope).document))
+        self.policy = allowed(policy(Role.MACHINE, scope).document)
+        self.principals.set_policy(ROLE, self.policy)
         self.objects = ObjectService(
             directory / "s3", self.principals, region=REGION, domains=(S3_DOMAIN,)
         )
