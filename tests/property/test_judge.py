@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calve.aws.autoscaling import Activity, Group, GroupInstance
+from calve.aws.ec2 import TemplateVersion
 from calve.aws.refreshes import Refresh, Rollback
 from calve.contract import evidence
 from calve.contract.codes import Code
@@ -212,6 +213,9 @@ def test_activities_of_any_words_are_read(activities):
     breaker.run_of(activities)
 
 
+VERSION = TemplateVersion("lt-1", 2, "", None, None, b"")
+
+
 class Scene:
     """All gateways at once: a group's activities, nobody's words, no balancer."""
 
@@ -233,32 +237,37 @@ class Scene:
 @settings(deadline=None, max_examples=300)
 @given(
     st.lists(ACTIVITIES, max_size=10),
-    st.dictionaries(IDS, st.sampled_from(["1", "2", None]), max_size=6),
+    st.dictionaries(
+        IDS,
+        st.sampled_from([("lt-1", "1"), ("lt-1", "2"), ("lt-2", "2"), (None, None)]),
+        max_size=6,
+    ),
     st.sets(IDS, max_size=3),
     st.floats(0, 7200),
 )
 def test_no_machine_of_another_version_is_blamed(activities, there, before, ago):
     """Those `before` were launched before the refresh: no activity since then launched them."""
     gone = before - there.keys()
-    old = {name for name, version in there.items() if version != "2"} | gone
+    old = {name for name, version in there.items() if version != ("lt-1", "2")} | gone
     mine = [
         one
         for one in activities
         if not (one.description.startswith("Launching") and any(n in one.description for n in gone))
     ]
     members = tuple(
-        GroupInstance(name, "InService", True, version) for name, version in there.items()
+        GroupInstance(name, "InService", True, version, "", template)
+        for name, (template, version) in there.items()
     )
     group = Group("web", "lt-1", "1", 1, 9, 4, "ELB", (), (), members)
     scene = Scene(mine)
-    observer = Observer(Gateways(scene, scene, scene, scene, scene), "web", 2, b"")
+    observer = Observer(Gateways(scene, scene, scene, scene, scene), "web", VERSION)
     refresh = Refresh(
         "r-1", "InProgress", None, 0, 1, NOW - dt.timedelta(seconds=ago), None, "lt-1", "2"
     )
     for now in (group, replace(group, instances=())):
         seen = observer.look(now, refresh, NOW)
         assert not {one.id for one in seen.machines} & old
-        assert {name for name, version in there.items() if version == "2"} >= {
+        assert {name for name, version in there.items() if version == ("lt-1", "2")} >= {
             one.id for one in seen.machines if one.lifecycle
         }
 

@@ -23,13 +23,13 @@ from calve.aws.refreshes import Preferences, Refreshes
 from calve.aws.session import Session
 from calve.aws.types import Types
 from calve.cache.directory import DirectoryObjects
-from calve.cache.manifest import Manifest, digest_of
-from calve.cache.roots import Root
+from calve.cache.manifest import Manifest
 from calve.contract.abi import BOOTSPEC, EXTENSION, Abi
 from calve.contract.userdata import Hook as DataHook
 from calve.contract.userdata import UserData
 from calve.errors import AccessError, NotFoundError
 from calve.fleet.config import Delivery, Fleet, Health, Rollout
+from calve.fleet.release import Release
 from calve.fleet.tags import HOOK
 from calve.nix import nar
 from calve.nix.hashes import Hash
@@ -305,22 +305,22 @@ def test_a_suspended_process_is_found(place):
 
 def test_a_refresh_to_another_version_is_found_and_the_own_is_not(place):
     template = place.put()
-    place.ec2.create_version(template.id, source=1, description="2", user_data=b"{}")
+    mine = place.ec2.create_version(template.id, source=1, description="2", user_data=b"{}")
     place.refreshes.start("web", template_id=template.id, version=2, preferences=Preferences())
     assert place.codes() == [("refresh-active", True)]
-    assert place.codes(version=2) == []
+    assert place.codes(version=mine) == []
+    other = dataclasses.replace(mine, template_id="lt-0123456789abcdef0")
+    assert place.codes(version=other) == [("refresh-active", True)]
 
 
-def test_user_data_that_is_too_long_is_found(place):
+def test_user_data_that_machines_cannot_be_told_is_found(place):
     place.put()
-    assert place.codes(user_data=lambda _live: bytes(16385)) == [("user-data", True)]
-    assert place.codes(user_data=lambda live: live.user_data) == []
-
-    def dump(_live):
-        keys = tuple(f"acme-{number}" for number in range(2000))
-        return UserData(f"/nix/store/{'c' * 32}-w", ("x",), "0" * 64, keys, "web", 2).dump()
-
-    assert place.codes(user_data=dump) == [("user-data", True)]
+    release = Release("web", 2, f"/nix/store/{'c' * 32}-w", "0" * 64, ("acme-1",), NOW)
+    assert place.codes(release=release, cache="s3://acme") == []
+    long = dataclasses.replace(release, keys=tuple(f"acme-{one}" for one in range(2000)))
+    assert place.codes(release=long, cache="s3://acme") == [("user-data", True)]
+    place.fleet = dataclasses.replace(place.fleet, health=Health("/", None, 3601))
+    assert place.codes(release=release, cache="s3://acme") == [("user-data", True)]
 
 
 # The closure
@@ -345,20 +345,6 @@ def test_what_another_cache_has_is_not_looked_for(place):
     place.cache.objects.delete(there.url)
     paths = tuple(elsewhere if one is there else one for one in manifest.paths)
     assert place.codes(Manifest(manifest.toplevel, paths)) == []
-
-
-def test_a_root_that_was_checked_spares_the_look(place):
-    place.put()
-    manifest = place.cache.system("d")
-    place.cache.objects.delete(manifest.paths[1].url)
-    digest = digest_of(manifest.dump())
-    checked = Root("push", "web", digest, NOW, checked=True)
-    assert place.codes(manifest, root=checked) == []
-    for root in (
-        dataclasses.replace(checked, checked=False),
-        dataclasses.replace(checked, manifest="0" * 64),
-    ):
-        assert place.codes(manifest, root=root) == [("closure-incomplete", True)]
 
 
 def test_an_image_of_its_own_needs_no_closure(place):

@@ -29,12 +29,11 @@ _TERMINATING = "autoscaling:EC2_INSTANCE_TERMINATING"
 
 @dataclass(frozen=True, slots=True)
 class GroupInstance:
-    """An instance in its group; `version` is the number it was launched from.
+    """An instance in its group; `version` is the number it was launched from, of the launch template `template_id`.
 
     Attributes:
         lifecycle: AWS's word: `Pending:Wait`, `InService`, `Terminating`, `Standby` and so on.
         healthy: As the group's health checks have it.
-        protected: From scale-in.
     """
 
     id: str
@@ -42,7 +41,7 @@ class GroupInstance:
     healthy: bool
     version: str | None
     zone: str = ""
-    protected: bool = False
+    template_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +289,14 @@ def _group(item: dict[str, Any]) -> Group:
 
 
 def _member(item: dict[str, Any]) -> GroupInstance:
+    template = item.get("LaunchTemplate", {})
     return GroupInstance(
         item["InstanceId"],
         item["LifecycleState"],
         item["HealthStatus"].lower() == "healthy",
-        item.get("LaunchTemplate", {}).get("Version"),
+        template.get("Version"),
         item.get("AvailabilityZone", ""),
-        item.get("ProtectedFromScaleIn", False),
+        template.get("LaunchTemplateId"),
     )
 
 

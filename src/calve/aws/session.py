@@ -197,7 +197,7 @@ def _is_absent(code: str, message: str) -> bool:
             or "does not exist" in message
             or message.startswith("No Lifecycle Hook found")
         )
-    return "NotFound" in code
+    return "NotFound" in code or code == "NoSuchEntity"
 
 
 def _from_botocore(error: Exception, actions: tuple[str, ...]) -> CalveError:

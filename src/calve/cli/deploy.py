@@ -13,7 +13,7 @@ from calve.errors import ConflictError, UsageError
 if TYPE_CHECKING:
     from calve.cli.fleet_options import Opened
     from calve.fleet.plan import Plan
-    from calve.fleet.release import Content
+    from calve.fleet.release import Content, Release
     from calve.nix.storepath import StorePath
     from calve.progress import Progress
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
             _show(options, session, found)
         if not found.changes:
             return 0
-        _check(options, session, there, progress)
+        _check(options, session, there, system, progress)
         if options.dry_run:
             return 0
         if not options.yes:
@@ -86,7 +86,9 @@ def _plan(options: argparse.Namespace, session: Session, there: Opened, system: 
 
     group = there.gateways.scaling.group(there.fleet.group)
     with diff.Closures(options, session) as closures:
-        found = plan.planned(closures, there.fleet, system, machines=group.desired)
+        found = plan.planned(
+            closures, there.fleet, system, image=options.image, machines=group.desired
+        )
     other = None if found.changes else history.under_way(there.gateways.objects, there.fleet.name)
     if other is not None:
         raise ConflictError(
@@ -98,7 +100,11 @@ def _plan(options: argparse.Namespace, session: Session, there: Opened, system: 
 
 
 def _check(
-    options: argparse.Namespace, session: Session, there: Opened, progress: Progress
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    system: StorePath,
+    progress: Progress,
 ) -> None:
     """Look at the group; the closure is not there yet, and a push leaves no gap in it."""
     from calve.fleet import history
@@ -113,10 +119,26 @@ def _check(
         # What is to be gone on with has a refresh of its own, which does not stand against it.
         template = there.gateways.scaling.group(there.fleet.group).template_id
         made = template and there.gateways.ec2.find_version(template, description(begun))
-        version = made.number if made else None
+        version = made or None
     live = None if running is None else StorePath.parse(running.system)
-    target = Target(version=version, image=options.image, live=live)
+    target = Target(
+        version=version,
+        image=options.image,
+        release=_draft(there, system, options.image),
+        cache=there.cache.url,
+        live=live,
+    )
     rolling.check(session, there, target, progress)
+
+
+def _draft(there: Opened, system: StorePath, image: str | None) -> Release:
+    """Return the release as it will be, but for what a push will say: as long, whatever that is."""
+    from calve.clock import SYSTEM
+    from calve.fleet.release import Release
+
+    names = [one.partition(":")[0] for one in there.cache.trusted] or ["acme-1"]
+    now = SYSTEM.now()
+    return Release(there.fleet.name, 1, str(system), "0" * 64, (names[0],), now, image=image)
 
 
 def _show(options: argparse.Namespace, session: Session, found: Plan) -> None:

@@ -262,7 +262,9 @@ class _Look:
         if live is None:
             return Target()
         manifest = self._try("live", name, lambda: manifests.read(objects, live.manifest))
-        return Target(manifest, live=StorePath.parse(live.system))
+        return Target(
+            manifest, release=live, cache=opened.cache.url, live=StorePath.parse(live.system)
+        )
 
     def _role(self, facts: Facts, account: Account) -> None:
         name, template = facts.fleet.name, facts.template

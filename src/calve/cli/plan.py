@@ -112,15 +112,16 @@ def live(objects: Objects, fleet: str) -> tuple[int, Live | None]:
     manifest: Manifest | None = None
     with contextlib.suppress(NotFoundError):
         manifest = manifests.read(objects, found.manifest)
-    return number, Live(found.number, StorePath.parse(found.system), manifest)
+    return number, Live(found.number, StorePath.parse(found.system), manifest, found.image)
 
 
-def resumed(objects: Objects, fleet: str, system: StorePath) -> int | None:
+def resumed(objects: Objects, fleet: str, system: StorePath, image: str | None) -> int | None:
     """Return the number of a release of this system that is under way, which a deploy goes on with; None else."""
     from calve.fleet import history
 
     found = history.under_way(objects, fleet)
-    return found.number if found is not None and found.system == str(system) else None
+    same = found is not None and (found.system, found.image) == (str(system), image)
+    return found.number if found is not None and same else None
 
 
 def planned(
@@ -128,6 +129,7 @@ def planned(
     fleet: Fleet,
     system: StorePath,
     *,
+    image: str | None = None,
     machines: int | None,
     boot_s: float | None = None,
 ) -> Plan:
@@ -135,13 +137,14 @@ def planned(
     from calve.fleet.plan import plan
 
     number, running = live(closures.objects, fleet.name)
-    begun = resumed(closures.objects, fleet.name, system)
+    begun = resumed(closures.objects, fleet.name, system, image)
     return plan(
         fleet,
         manifest_of(closures, system, running),
         number=begun or number,
         resumes=begun is not None,
         live=running,
+        image=image,
         machines=machines,
         boot_s=boot_s,
     )
@@ -189,6 +192,8 @@ def lines(found: Plan) -> Iterator[tuple[str, str]]:
     lost = found.live is not None and found.difference is None
     note = ", whose manifest the cache has lost" if lost else ""
     yield "release", f"{found.number}{resumed}, {after}{note}, by {found.delivery.value}"
+    if found.image is not None:
+        yield "image", found.image
     if found.fetch is not None:
         yield from _fetches(found)
     one = found.surge

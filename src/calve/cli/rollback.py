@@ -50,13 +50,21 @@ def run(options: argparse.Namespace, session: Session) -> int:
         settle(there.fleet, there.gateways, Host(progress=progress, cancel=session.cancel))
         target = _target(options, there)
         manifest = manifests.read(there.gateways.objects, target.manifest)
-        rolling.check(session, there, Target(manifest), progress)
+        image = _image(there, target)
+        rolling.check(
+            session,
+            there,
+            Target(manifest, image=image, release=target, cache=there.cache.url),
+            progress,
+        )
         if options.dry_run:
             session.prose(f"would release {target.system} of release {target.number} again")
             return 0
         if not options.yes:
             rolling.confirm(session, f"put {target.system} of release {target.number} on again?")
-        content = Content(target.system, target.manifest, target.keys, repeats=target.number)
+        content = Content(
+            target.system, target.manifest, target.keys, repeats=target.number, image=image
+        )
         return rolling.put(options, session, there, progress, content)
 
 
@@ -101,6 +109,17 @@ def _check_active(there: Opened, release: Release) -> None:
         )
 
 
+def _image(there: Opened, release: Release) -> str | None:
+    """Return what a release's machines booted; None where its launch template version is gone."""
+    from calve.rollout.run import description
+
+    if release.image is not None:
+        return release.image
+    template = there.gateways.scaling.group(there.fleet.group).template_id
+    made = template and there.gateways.ec2.find_version(template, description(release))
+    return made.image_id if made else None
+
+
 def _target(options: argparse.Namespace, there: Opened) -> Release:
     from calve.fleet import history
     from calve.fleet import release as releases
@@ -110,7 +129,7 @@ def _target(options: argparse.Namespace, there: Opened) -> Release:
     live = history.live(objects, fleet)
     if options.to is not None:
         found = releases.read(objects, fleet, options.to)
-        if live is not None and found.manifest == live.manifest:
+        if live is not None and _same(found, live):
             raise UsageError(f"release {live.number}, which is live, has that closure already")
         return found
     released = [
@@ -119,10 +138,14 @@ def _target(options: argparse.Namespace, there: Opened) -> Release:
         if one.verdict is not None and one.verdict.outcome is Outcome.RELEASED
     ]
     for one in released[1:]:
-        if live is not None and one.manifest != live.manifest:
+        if live is not None and not _same(one, live):
             return one
     raise NotFoundError(
         "no earlier release went well",
         place=fleet,
         hint="calve history shows all; --to NUMBER names one",
     )
+
+
+def _same(one: Release, other: Release) -> bool:
+    return (one.manifest, one.image) == (other.manifest, other.image)

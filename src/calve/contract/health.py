@@ -17,12 +17,12 @@ from typing import Any, Final
 
 from calve.errors import DamagedError
 
-__all__ = ["LIMIT_BYTES", "VERSION", "WITHIN_S", "Health", "Http"]
+__all__ = ["LIMIT_BYTES", "MOST_S", "VERSION", "WITHIN_S", "Health", "Http"]
 
 VERSION: Final = 1
 LIMIT_BYTES: Final = 64 * 1024
 WITHIN_S: Final = 180
-_MOST_S: Final = 3600
+MOST_S: Final = 3600
 _MOST: Final = 64
 _TEXT: Final = 4096
 _PORTS: Final = range(1, 65536)
@@ -86,8 +86,8 @@ class Health:
         """
         fields = _object(body, place)
         within_s = fields.get("within_s", WITHIN_S)
-        if not _is_number(within_s) or not 1 <= within_s <= _MOST_S:
-            raise _wrong(place, "within_s", f"seconds, 1 to {_MOST_S}")
+        if not _is_number(within_s) or not 1 <= within_s <= MOST_S:
+            raise _wrong(place, "within_s", f"seconds, 1 to {MOST_S}")
         return cls(
             http=tuple(_http(one, place) for one in _list(fields, "http", place)),
             tcp=tuple(_port(one, "tcp", place) for one in _list(fields, "tcp", place)),

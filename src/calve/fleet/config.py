@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from calve.contract.health import MOST_S
 from calve.errors import CalveError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ E = TypeVar("E", bound=StrEnum)
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
-_MAX_WITHIN_S = 2 * 3600
+_MAX_WARMUP_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
 _MAX_ALARMS = 10  # likewise
 _ARN = re.compile(r"arn:aws[a-z-]*:(ssm|secretsmanager):([a-z0-9-]{1,40}):[0-9]{12}:.+")
@@ -350,7 +351,7 @@ class _Reader:
             raise self._wrong(f"{path}.http", 'must be a path such as "/healthz"')
         if table.tcp is not None and not 1 <= table.tcp <= 65535:
             raise self._wrong(f"{path}.tcp", "must be a port, 1 to 65535")
-        within_s = self._duration(table.within, f"{path}.within", "3m", 1, _MAX_WITHIN_S)
+        within_s = self._duration(table.within, f"{path}.within", "3m", 1, MOST_S)
         return Health(table.http, table.tcp, within_s)
 
     def _rollout(self, table: RolloutTable, path: str) -> Rollout:
@@ -365,7 +366,7 @@ class _Reader:
                 f"{path}.max-healthy", "must not be more than 100 above min-healthy"
             )  # Auto Scaling's rule
         bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, _MAX_BAKE_S)
-        warmup_s = self._duration(table.warm_up, f"{path}.warm-up", "30s", 0, _MAX_WITHIN_S)
+        warmup_s = self._duration(table.warm_up, f"{path}.warm-up", "30s", 0, _MAX_WARMUP_S)
         canary_s = self._duration(table.canary, f"{path}.canary", "5m", 0, _MAX_BAKE_S)
         if len(table.alarms) > _MAX_ALARMS:
             raise self._wrong(f"{path}.alarms", f"must be at most {_MAX_ALARMS}")

@@ -15,18 +15,19 @@ from calve.fleet.config import Delivery, Fleet, Rollout, Strategy
 from calve.fleet.difference import Difference, Fetch, difference, fetched
 from calve.nix.storepath import StorePath
 
-__all__ = ["Live", "Plan", "Surge", "plan", "sized", "surge"]
+__all__ = ["Live", "Plan", "Surge", "canary_percent", "plan", "sized", "surge"]
 
 _NOTHING: frozenset[StorePath] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The release that a fleet runs; `manifest` is None where the cache has lost it."""
+    """The release that a fleet runs; `manifest` is None where the cache has lost it, `image` where it named none."""
 
     number: int
     system: StorePath
     manifest: Manifest | None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Plan:
         resumes: whether that is made already, and without a verdict: a deploy goes on with it.
         system: its toplevel.
         delivery: how machines get it.
+        image: what they boot from now on; None for what they boot already.
         live: number of the release that it follows; None for the first one.
         changes: whether there is anything to do.
         difference: from the live release; None without one, or where its manifest is lost.
@@ -90,6 +92,7 @@ class Plan:
     resumes: bool
     system: StorePath
     delivery: Delivery
+    image: str | None
     live: int | None
     changes: bool
     difference: Difference | None
@@ -119,6 +122,7 @@ class Plan:
             "resumes": self.resumes,
             "system": str(self.system),
             "delivery": self.delivery.value,
+            "image": self.image,
             "live": self.live,
             "changes": self.changes,
             "surge": None if self.surge is None else self.surge.document(),
@@ -149,10 +153,15 @@ def surge(machines: int, rules: Rollout) -> Surge:
     if not at_once:
         return Surge(machines, fewest, most, 0, 0)
     first = rules.strategy is Strategy.CANARY and machines > 1
-    canary = max(1, machines // 100) if first else 0
+    canary = -(-machines * canary_percent(machines) // 100) if first else 0
     batches = -(-canary // at_once) - (canary - machines) // at_once
     pause_s = rules.canary_s if first else 0
     return Surge(machines, fewest, most, at_once, batches, canary, pause_s)
+
+
+def canary_percent(machines: int) -> int:
+    """Return how much of a group its canary is: a checkpoint of one machine, where 1 percent is not more."""
+    return max(1, 100 // machines)
 
 
 def plan(
@@ -162,6 +171,7 @@ def plan(
     number: int,
     resumes: bool = False,
     live: Live | None = None,
+    image: str | None = None,
     machines: int | None = None,
     boot_s: float | None = None,
     warm_up_s: float | None = None,
@@ -174,6 +184,7 @@ def plan(
         number: of the release.
         resumes: whether it is made already.
         live: the one that runs.
+        image: that its machines are to boot from now on.
         machines: the group's desired capacity, where it is known.
         boot_s: from a machine's launch until it is in service, where it is known.
         warm_up_s: of the instance refresh; None is the fleet file's.
@@ -181,6 +192,7 @@ def plan(
     earlier = None if live is None else live.manifest
     changed = None if earlier is None else difference(earlier, manifest)
     same = live is not None and live.system == manifest.toplevel
+    fresh = image is not None and (live is None or live.image != image)
     replaced = None if fleet.delivery is Delivery.SSH else machines
     fetch, seeded = _fetches(fleet.delivery, manifest, earlier)
     return Plan(
@@ -190,7 +202,8 @@ def plan(
         system=manifest.toplevel,
         delivery=fleet.delivery,
         live=None if live is None else live.number,
-        changes=not same if changed is None else not changed.same,
+        changes=fresh or (not same if changed is None else not changed.same),
+        image=image,
         difference=changed,
         surge=None if replaced is None else surge(replaced, fleet.rollout),
         fetch=fetch,

@@ -58,7 +58,6 @@ def look(
     objects: Objects,
     manifest: Manifest,
     *,
-    checked: bool = False,
     jobs: int = JOBS,
     cancel: Cancel | None = None,
 ) -> Closure:
@@ -67,7 +66,6 @@ def look(
     Args:
         objects: the cache.
         manifest: the closure's.
-        checked: a push has seen all of it: it is not looked for again.
         jobs: how many requests are under way at once.
         cancel: stops it.
 
@@ -75,7 +73,7 @@ def look(
         AccessError, TransientError, MissingCacheError: the cache could not be asked.
     """
     here = tuple(entry for entry in manifest.paths if entry.url)
-    lost = () if checked else missing(objects, here, jobs=jobs, cancel=cancel)
+    lost = missing(objects, here, jobs=jobs, cancel=cancel)
     top = next((one for one in here if one.info.path == manifest.toplevel), None)
     system, boot = "", None
     if top is not None and top.info.path not in lost:

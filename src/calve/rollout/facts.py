@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from calve.cache.manifest import digest_of
-from calve.contract.userdata import LIMIT_BYTES, UserData, UserDataError
-from calve.errors import AccessError, CalveError, CancelledError, DamagedError, NotFoundError
+from calve.contract.userdata import UserData, UserDataError
+from calve.errors import (
+    AccessError,
+    CalveError,
+    CancelledError,
+    DamagedError,
+    NotFoundError,
+    UsageError,
+)
 from calve.fleet.config import Delivery
 from calve.image.ami import CLOSURE
 from calve.nix.storepath import StorePath
@@ -32,12 +38,11 @@ if TYPE_CHECKING:
     from calve.aws.session import Session
     from calve.aws.types import Bootable, InstanceType, Types
     from calve.cache.manifest import Manifest
-    from calve.cache.roots import Root
     from calve.contract.abi import Wanted
     from calve.fleet.config import Fleet
+    from calve.fleet.release import Release
     from calve.rollout.closure import Closure
     from calve.rollout.observe import Gateways
-    from calve.rollout.run import Change
     from calve.tasks import Cancel
 
 __all__ = ["ALIAS", "Facts", "Gap", "Sources", "Target", "gather"]
@@ -85,7 +90,7 @@ class Facts:
         instance_type: what they are.
         closure: what they fetch; None too where they fetch none.
         image_boot: how a system wants to be booted whose kernel is the image's.
-        user_data_bytes: of the release, or of the live version where there is no release yet.
+        user_data: why machines cannot be told what they need; "" where they can.
         hook_endpoint: machines let go of the hook at an address of its own.
         alarms: states of the fleet's alarms by their names; one that does not exist is left out.
         stack: name and status of the CloudFormation stack that the group belongs to.
@@ -104,7 +109,7 @@ class Facts:
     instance_type: InstanceType | None = None
     closure: Closure | None = None
     image_boot: Wanted | None = None
-    user_data_bytes: int | None = None
+    user_data: str = ""
     hook_endpoint: bool = False
     alarms: Mapping[str, str] | None = None
     stack: tuple[str, str] | None = None
@@ -140,26 +145,19 @@ class Target:
 
     Attributes:
         manifest: of its closure; None looks at the group alone.
-        root: that keeps the manifest; one that was checked spares the look at every path.
         version: of the launch template that it has already.
         image: what its machines boot from now on; None for what they boot already.
-        user_data: makes its user data from the live version.
+        release: as it will be, or nearly so; its user data is tried.
+        cache: URL of the binary cache, for machines that know none yet.
         live: the system that machines run now.
     """
 
     manifest: Manifest | None = None
-    root: Root | None = None
-    version: int | None = None
+    version: TemplateVersion | None = None
     image: str | None = None
-    user_data: Change | None = None
+    release: Release | None = None
+    cache: str = ""
     live: StorePath | None = None
-
-    @property
-    def checked(self) -> bool:
-        """Say whether a push has seen the whole closure since anything was removed."""
-        if self.manifest is None or self.root is None or not self.root.checked:
-            return False
-        return self.root.manifest == digest_of(self.manifest.dump())
 
 
 def gather(
@@ -200,19 +198,20 @@ class _Look:
         template = self._template(group)
         image = self._image(template)
         self._permissions(group, template)
+        hooks = self._ask("the hooks", lambda: gateways.scaling.hooks(group.name), needed=True)
         subnets = self._subnets()
         return Facts(
             fleet=fleet,
             group=group,
             region=self._sources.network.region,
             template=template,
-            hooks=self._ask("the hooks", lambda: gateways.scaling.hooks(group.name), needed=True),
+            hooks=hooks,
             refresh=self._refresh(group),
             image=image,
             instance_type=self._instance_type(template),
             closure=closure,
             image_boot=self._image_boot(image),
-            user_data_bytes=self._user_data_bytes(template),
+            user_data=self._user_data(template, group, hooks or ()),
             hook_endpoint=_has_endpoint(template),
             alarms=self._alarms(group),
             stack=self._stack(group),
@@ -243,7 +242,6 @@ class _Look:
         return closures.look(
             self._sources.gateways.objects,
             target.manifest,
-            checked=target.checked,
             cancel=self._cancel,
         )
 
@@ -285,15 +283,18 @@ class _Look:
             return None
         return self._ask("the instance type", lambda: self._sources.types.instance_type(name))
 
-    def _user_data_bytes(self, template: TemplateVersion | None) -> int | None:
-        if template is None:
-            return None
-        if self._target.user_data is None:
-            return len(template.user_data)
+    def _user_data(
+        self, template: TemplateVersion | None, group: Group, hooks: tuple[Hook, ...]
+    ) -> str:
+        """Say why machines cannot be told what they need; "" where they can."""
+        target = self._target
+        if template is None or target.release is None:
+            return ""
         try:
-            return len(self._target.user_data(template))
-        except UserDataError:
-            return LIMIT_BYTES + 1
+            start.change(target.release, self._fleet, group, hooks, target.cache)(template)
+        except UsageError as error:
+            return error.message
+        return ""
 
     # The group
 
@@ -309,7 +310,11 @@ class _Look:
         found = self._ask(
             "instance refreshes", lambda: refreshes.newest(group.name, _NEWEST), needed=True
         )
-        others = (one for one in found or () if version is None or one.version != str(version))
+        others = (
+            one
+            for one in found or ()
+            if version is None or not one.goes_to(version.template_id, version.number)
+        )
         return next((one for one in others if one.active), None)
 
     def _alarms(self, group: Group) -> Mapping[str, str] | None:

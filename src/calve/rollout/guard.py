@@ -17,6 +17,7 @@ from calve.fleet import ends, history
 from calve.fleet.verdict import Failure, Outcome, Reason
 from calve.progress import Fact, Note
 from calve.rollout import breaker, start
+from calve.rollout.patience import Patience
 from calve.rollout.run import Host, Rollout, Settings, description
 
 if TYPE_CHECKING:
@@ -62,25 +63,31 @@ class Guard:
 
         Raises:
             CancelledError: the host was cancelled.
-            CalveError: the first round could not look, or any with `once`.
+            TransientError: AWS did not answer the first round, or any with `once`, for a quarter of an hour.
+            CalveError: that round could not look.
         """
-        host, looked = self._host, False
+        host = self._host
+        patience = Patience(host.clock, host.progress)
+        looked, said = False, ""
         while True:
-            busy = True
+            busy = False
             try:
-                busy = self.round()
+                busy, said = self.round(), ""
                 looked = True
+                patience.rest()
+                if once and not busy:
+                    return
             except CancelledError:
                 raise
             except CalveError as error:
-                if not isinstance(error, TransientError):
-                    if once or not looked:
+                busy = isinstance(error, TransientError)
+                if once or not looked:
+                    if not isinstance(error, TransientError):
                         raise
-                    busy = False
-                self._say(f"could not look, trying again: {error}")
-            else:
-                if once and not busy:
-                    return
+                    patience.bear(error)
+                elif str(error) != said:
+                    said = str(error)
+                    host.progress(Note(f"could not look, trying again: {said}"))
             host.cancel.wait(host.poll_s if busy else IDLE_S, host.clock)
 
     def round(self) -> bool:

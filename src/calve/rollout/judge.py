@@ -33,6 +33,7 @@ CODES: Final = {
 }
 """The judge's own codes, beside those of the agent."""
 
+_MISMATCH: Final = "Target.ResponseCodeMismatch"
 _CAPACITY: Final = (
     "sufficient",  # "We currently do not have sufficient t3.nano capacity in the Availability Zone you requested"
     "InsufficientInstanceCapacity",
@@ -137,7 +138,8 @@ def _fault(machine: Machine, rules: Rules, at_s: float) -> _Fault | None:
         case End.EC2:
             return _own("machine-ended")
         case End.ELB:
-            return _own("wrong-answer", of_release=True)
+            wrong = machine.unhealthy in {"", _MISMATCH}
+            return _own("wrong-answer" if wrong else "no-answer", of_release=wrong)
     return _balancer(machine, rules, at_s)
 
 
@@ -145,7 +147,7 @@ def _balancer(machine: Machine, rules: Rules, at_s: float) -> _Fault | None:
     target = machine.target
     if machine.lifecycle != "InService" or target is None or target.state != "unhealthy":
         return None
-    if target.reason == "Target.ResponseCodeMismatch":
+    if target.reason == _MISMATCH:
         if at_s - target.since_s >= rules.unhealthy_s:
             return _own("wrong-answer", of_release=True)
     elif at_s - machine.first_s >= rules.within_s and at_s - target.since_s >= rules.unhealthy_s:

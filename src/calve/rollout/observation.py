@@ -55,8 +55,9 @@ class Machine:
 
     Attributes:
         lifecycle: its state in the group; "" once it has left it.
-        first_s: when it was first seen, epoch seconds.
+        first_s: when it was launched, or first seen where its group does not say, epoch seconds.
         target: None where it is registered nowhere.
+        unhealthy: the reason of its target when it was last unhealthy, in AWS's word; "" where it was not seen so.
         events: its evidence, of its report or its console.
         lines: the last lines of either, foreign text.
         end: how its group ended it; None where it did not, or for another reason.
@@ -69,6 +70,7 @@ class Machine:
     events: tuple[Evidence, ...] = ()
     lines: tuple[str, ...] = ()
     end: End | None = None
+    unhealthy: str = ""
 
     @property
     def serves(self) -> bool:
@@ -122,10 +124,13 @@ def failure_of(events: Sequence[Evidence]) -> Evidence | None:
     return last if last is not None and last.kind == "fail" else None
 
 
-def launched(activities: Iterable[Activity]) -> frozenset[str]:
-    """Return the ids of the machines that a group launched, of its activities."""
-    begun = (one.description for one in activities if one.description.startswith("Launching"))
-    return frozenset(match[0] for text in begun if (match := _INSTANCE.search(text)))
+def launched(activities: Iterable[Activity]) -> dict[str, float]:
+    """Return when a group launched its machines, epoch seconds, by their ids, of its activities."""
+    return {
+        match[0]: one.started_at.timestamp()
+        for one in activities
+        if one.description.startswith("Launching") and (match := _INSTANCE.search(one.description))
+    }
 
 
 def ends(activities: Iterable[Activity]) -> dict[str, End]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from calve.aws.autoscaling import Activity, Group, GroupInstance
+    from calve.aws.ec2 import TemplateVersion
     from calve.aws.elb import TargetHealth
     from calve.aws.refreshes import Refresh
     from calve.aws.session import Session
@@ -81,6 +82,7 @@ class Said:
     report_s: float = -1.0
     console_s: float = -1.0
     target: Target | None = None
+    unhealthy: str = ""
 
     @property
     def failed(self) -> bool:
@@ -95,7 +97,6 @@ class Observer:
         gateways: where from.
         group: the Auto Scaling group's name.
         version: of the launch template that the release's machines are launched from.
-        user_data: that version's.
         told: is told, by a key and a sentence, what cannot be looked at.
     """
 
@@ -103,18 +104,17 @@ class Observer:
         self,
         gateways: Gateways,
         group: str,
-        version: int,
-        user_data: bytes,
+        version: TemplateVersion,
         told: Callable[[str, str], object] = lambda _key, _text: None,
     ) -> None:
         self._gateways = gateways
         self._told = told
         self._group = group
-        self._version = str(version)
+        self._version = version
         self._known: dict[str, Said] = {}
         self._others: set[str] = set()
         try:
-            self._data: UserData | None = UserData.parse(user_data)
+            self._data: UserData | None = UserData.parse(version.user_data)
         except UserDataError:
             self._data = None
 
@@ -123,13 +123,14 @@ class Observer:
         at_s = now.timestamp()
         activities = self._activities(refresh)
         ended = ends(activities)
-        mine = {one.id: one for one in group.instances if one.version == self._version}
+        mine = {one.id: one for one in group.instances if self._is_mine(one)}
         self._others.update(one.id for one in group.instances if one.id not in mine)
         # Who has left the group is of the release where the refresh launched it: old machines fail too.
-        own = (launched(activities) | self._known.keys()) - self._others
+        born = launched(activities)
+        own = (born.keys() | self._known.keys()) - self._others
         ids = [*mine, *(one for one in ended if one in own and one not in mine)]
         for name in ids:
-            self._known.setdefault(name, Said(at_s))
+            self._known.setdefault(name, Said(born.get(name, at_s)))
         self._targets(group, mine, at_s)
         waiting = [one for one in ids if one not in mine or not self._is_well(mine[one])]
         self._listen(waiting, mine.keys(), at_s)
@@ -176,12 +177,18 @@ class Observer:
                 found.reason or "",
             ):
                 known.target = Target(found.state, found.reason or "", at_s)
+                if found.state == "unhealthy":
+                    known.unhealthy = found.reason or ""
 
     def _health(self, arn: str) -> tuple[TargetHealth, ...]:
         try:
             return self._gateways.elb.health(arn)
         except NotFoundError:
             return ()  # somebody deleted the target group: nobody says anything of its machines
+
+    def _is_mine(self, one: GroupInstance) -> bool:
+        version = self._version
+        return (one.template_id, one.version) == (version.template_id, str(version.number))
 
     def _is_well(self, one: GroupInstance) -> bool:
         """Say whether nothing more is to be heard of it; without a balancer it has to say so itself."""
@@ -255,4 +262,5 @@ class Observer:
             known.events,
             known.lines,
             ended.get(name),
+            known.unhealthy,
         )

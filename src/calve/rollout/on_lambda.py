@@ -8,20 +8,20 @@ are best effort, and a refresh outlasts an invocation. docs/how-to/guard.md has 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from calve.aws.session import Session, credentials_provider
 from calve.cache.objects import open_objects
 from calve.cache.url import S3, parse
-from calve.clock import SYSTEM, Clock
 from calve.errors import CalveError, TransientError, UsageError
 from calve.fleet.config import FILE_NAME, Config, Fleet, load
 from calve.progress import Event, Fact, Note
+from calve.rollout import start
 from calve.rollout.guard import Guard
 from calve.rollout.observe import Gateways
-from calve.rollout.run import POLL_S, Host
+from calve.rollout.run import Host
 from calve.transport.http import Client
 
 __all__ = ["handler"]
@@ -54,7 +54,6 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
         elif isinstance(one, Note):
             events.append({"event": "note", "text": one.text})
 
-    fleets = _meant(config, event)
     place = parse(config.cache.url)
     with Client(context=None) as client:
         objects = open_objects(
@@ -63,42 +62,60 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
         session = Session(place.region if isinstance(place, S3) else None)
         gateways = Gateways.of(session, objects)
         host = Host(by="lambda", progress=told)
-        guards = [Guard(fleet, gateways, host) for fleet in fleets]
-        watch(guards, context, SYSTEM)
-    return {"fleets": [fleet.name for fleet in fleets], "events": events}
+        failed: list[CalveError] = []
+        fleets = list(_meant(config, event, gateways, failed))
+        watch([Guard(one, gateways, host) for one in fleets], context, host, failed)
+    return {"fleets": [one.name for one in fleets], "events": events}
 
 
-def watch(guards: list[Guard], context: Context, clock: Clock) -> None:
+def watch(guards: list[Guard], context: Context, host: Host, failed: list[CalveError]) -> None:
     """Go round until no guard has anything to do, or time is short.
 
+    Args:
+        guards: one for each fleet.
+        context: says how long there is.
+        host: who runs them.
+        failed: errors of fleets that could not be looked at in the first place.
+
     Raises:
-        CalveError: a fleet could not be guarded; the others were, before it is raised.
+        CalveError: a fleet could not be guarded, or AWS did not answer at last; the others were, before it is raised.
     """
-    host = Host(clock=clock)
-    busy = guards
-    failed: list[CalveError] = []
+    busy, mute = guards, dict[Guard, TransientError]()
     while busy:
-        busy = [guard for guard in busy if _goes_on(guard, failed)]
+        goes_on = []
+        for guard in busy:
+            try:
+                more = guard.round()
+                mute.pop(guard, None)
+            except TransientError as error:
+                more, mute[guard] = True, error
+                host.progress(Note(f"AWS gave no good answer, trying again: {error}"))
+            except CalveError as error:
+                more = False
+                failed.append(error)
+            if more:
+                goes_on.append(guard)
+        busy = goes_on
         if context.get_remaining_time_in_millis() < _SPARE_MS:
             break
         if busy:
-            host.cancel.wait(POLL_S, clock)
+            host.cancel.wait(host.poll_s, host.clock)
+    failed += mute.values()
     if failed:
         raise failed[0]
 
 
-def _goes_on(guard: Guard, failed: list[CalveError]) -> bool:
-    """Let a guard look once; say whether it wants to look again in this invocation."""
-    try:
-        return guard.round()
-    except TransientError:
-        return True
-    except CalveError as error:
-        failed.append(error)
-        return False
-
-
-def _meant(config: Config, event: Mapping[str, Any]) -> list[Fleet]:
+def _meant(
+    config: Config, event: Mapping[str, Any], gateways: Gateways, failed: list[CalveError]
+) -> Iterator[Fleet]:
+    """Yield the fleets that an event is about, with their groups' names; all for one that names no group."""
     detail = event.get("detail")
     group = detail.get("AutoScalingGroupName") if isinstance(detail, Mapping) else None
-    return [fleet for fleet in config.fleets.values() if group is None or fleet.group == group]
+    for one in config.fleets.values():
+        try:
+            fleet = start.resolved(one, gateways.scaling)
+        except CalveError as error:
+            failed.append(error)
+            continue
+        if group is None or fleet.group == group:
+            yield fleet

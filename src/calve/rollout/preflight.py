@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from calve.contract.abi import PLAIN, Refuse, Running, decide
-from calve.contract.userdata import LIMIT_BYTES
 from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery
 from calve.fleet.plan import surge
@@ -195,12 +194,11 @@ def _running(image: Wanted) -> Running:
 
 
 def _user_data(facts: Facts) -> Iterator[Problem]:
-    size = facts.user_data_bytes
-    if size is not None and size > LIMIT_BYTES:
+    if facts.user_data:
         yield _refused(
             "user-data",
-            f"the release's user data has more than EC2's {LIMIT_BYTES >> 10} KiB",
-            "fewer caches and keys in the launch template's user data",
+            facts.user_data,
+            "it is made of the launch template's and of the fleet file's health: 16 KiB at most",
         )
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
 
 POLL_S: Final = 5.0
-_UNATTENDED_S: Final = 60.0
+_UNATTENDED_S: Final = 180.0
 """So long nobody need do what is due until who only watches gives up."""
 _SKEW: Final = dt.timedelta(minutes=5)
 """So far apart an operator's clock and AWS's may be."""
@@ -140,7 +140,7 @@ class Rollout:
                 return step.verdict
             if detach and isinstance(step, steps.Watch):
                 return None
-            if isinstance(step, steps.Watch) or step == before:  # a rollback that was not taken
+            if isinstance(step, steps.Watch) or type(step) is type(before):  # it was not taken
                 host.cancel.wait(host.poll_s, host.clock)
 
     def _renew(self) -> None:
@@ -158,7 +158,7 @@ class Rollout:
         """Only look, until somebody has written the verdict; return it.
 
         Raises:
-            ConflictError: for a minute nobody has done what is due: it never began, or its refresh has ended.
+            ConflictError: for three minutes nobody has done what is due: it never began, or its refresh has ended.
             TransientError: AWS did not answer for a quarter of an hour.
         """
         host = self._host
@@ -227,9 +227,7 @@ class Rollout:
 
     def _see(self, group: Group, version: TemplateVersion, refresh: Refresh) -> Observation:
         if self._observer is None:
-            self._observer = Observer(
-                self._gateways, self._group, version.number, version.user_data, self._telling.once
-            )
+            self._observer = Observer(self._gateways, self._group, version, self._telling.once)
         seen = self._observer.look(group, refresh, self._host.clock.now())
         self._telling.round(group, refresh, seen)
         return seen
@@ -251,7 +249,7 @@ class Rollout:
             case steps.StartRefresh(version):
                 self._start(version)
             case steps.RollBack(reason):
-                self._roll_back(reason, seen)
+                self._roll_back(reason, situation.refresh, seen)
             case steps.Conclude(outcome, reason):
                 known = reason or (self._reason if outcome is not Outcome.RELEASED else None)
                 known = known or _of_aws(outcome, situation, self._now())
@@ -302,9 +300,9 @@ class Rollout:
             machines=group.desired,
         )
 
-    def _roll_back(self, reason: Reason, seen: Observation | None) -> None:
+    def _roll_back(self, reason: Reason, refresh: Refresh | None, seen: Observation | None) -> None:
         """Keep why, then call the rollback, then keep what machines said: a minute is short."""
-        kept = self._keep_reason(reason)
+        kept = self._keep_reason(reason, refresh)
         try:
             self._gateways.refreshes.rollback(self._group)
         except (ConflictError, NotFoundError) as error:
@@ -319,15 +317,16 @@ class Rollout:
         if seen is not None:
             self._telling.again(one.id for one in seen.machines)
 
-    def _keep_reason(self, reason: Reason) -> Reason:
+    def _keep_reason(self, reason: Reason, refresh: Refresh | None) -> Reason:
         """Write a reason; where the bucket does not take it the fleet is what counts, and the verdict may still have it."""
         objects, release = self._gateways.objects, self.release
         self._reason = reason
         try:
-            return ends.write_reason(objects, release.fleet, release.number, reason)
+            kept = ends.write_reason(objects, release.fleet, release.number, reason)
         except CalveError as error:
             self._telling.once("reason", f"the reason could not be kept: {error}")
             return reason
+        return reason if refresh is not None and _is_older(kept, refresh) else kept
 
     def _conclude(self, outcome: Outcome, reason: Reason | None, refresh: Refresh | None) -> None:
         verdict = ends.write(
@@ -342,11 +341,15 @@ class Rollout:
                 reason,
             ),
         )
-        history.keep(self._gateways.objects, self.release.fleet, self._now())
         text = f"release {self.release.number}: {verdict.outcome.value.replace('-', ' ')}"
         if verdict.reason is not None:
             text += f": {verdict.reason.text}"
         self._telling.fact("verdict", text, **verdict.document())
+        try:
+            history.keep(self._gateways.objects, self.release.fleet, self._now())
+        except CalveError as error:
+            # How it ended is what counts; the next release sees to it.
+            self._telling.once("keep", f"what keeps closures was not renewed: {error}")
 
     def _now(self) -> dt.datetime:
         return self._host.clock.now()

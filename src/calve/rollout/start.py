@@ -6,7 +6,6 @@ Pure but for `number`, which takes up what a killed run left. Types: `Change` (s
 from __future__ import annotations
 
 import datetime as dt
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +16,7 @@ from calve.errors import ConflictError, NotFoundError, UsageError
 from calve.fleet import ends, history
 from calve.fleet import release as releases
 from calve.fleet.config import Strategy
+from calve.fleet.plan import canary_percent
 from calve.fleet.tags import ALARMS_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.fleet.verdict import Outcome, Reason, Verdict
 from calve.rollout.judge import Rules
@@ -96,7 +96,7 @@ def change(
     hooks: tuple[GroupHook, ...],
     cache: str,
 ) -> Change:
-    """Return what makes the release's user data out of the live launch template version's.
+    """Return what makes the release's user data out of the live launch template version's; UsageError where it is none.
 
     What is the place's own (the caches as machines reach them, the deadline) stays as it is; the fleet file says what
     is healthy, the group which hook waits and where reports go.
@@ -118,7 +118,12 @@ def change(
             hook=Hook(group.name, HOOK, endpoint) if held else None,
             reports=group.tags.get(REPORTS_TAG, "" if before is None else before.reports),
         )
-        return data.dump()
+        try:
+            text = data.dump()
+            UserData.parse(text)
+        except UserDataError as error:
+            raise UsageError(f"the release's user data: {error}", place=group.name) from error
+        return text
 
     return make
 
@@ -161,7 +166,7 @@ def resolved(fleet: Fleet, scaling: AutoScaling) -> Fleet:
 def preferences(rollout: Rollout, group: Group) -> Preferences:
     """Return how the refresh goes about it. A canary is one machine, at least, and a pause."""
     canary = rollout.strategy is Strategy.CANARY and group.desired > 1
-    first = max(1, math.ceil(100 / group.desired)) if canary else 100
+    first = canary_percent(group.desired) if canary else 100
     return Preferences(
         rollout.min_healthy_percent,
         rollout.max_healthy_percent,

@@ -23,7 +23,7 @@ from calve.fleet import ends, history, lock
 from calve.fleet import release as releases
 from calve.fleet.config import Strategy
 from calve.fleet.release import Content
-from calve.fleet.verdict import Outcome, Verdict
+from calve.fleet.verdict import Outcome, Reason, Verdict
 from calve.region.hooks import Result
 from calve.region.scripts import Script, dies_after, evidence, fails, good, silent
 from calve.rollout import on_lambda
@@ -373,7 +373,7 @@ def test_one_fleet_without_its_group_does_not_leave_the_others_unguarded(place):
             return 900_000
 
     with pytest.raises(NotFoundError):
-        on_lambda.watch([gone, guard_of(place)], Context(), place.clock)
+        on_lambda.watch([gone, guard_of(place)], Context(), Host(clock=place.clock), [])
     assert ends.read(place.objects, "web", 2).outcome is Outcome.ROLLED_BACK
 
 
@@ -481,6 +481,63 @@ def test_a_rollback_that_is_refused_is_told_once_and_the_end_is_true(place):
     notes = [one for one in place.facts if "rollback was not taken" in getattr(one, "text", "")]
     assert len(notes) == 1
     assert broken.calls.count(("refreshes", "rollback")) > 3
+
+
+def test_a_rollback_that_is_refused_is_tried_once_a_round_where_no_reason_can_be_kept(place):
+    release = begin(place, fails("signature", "no signature", 15.0))
+    place.scripts[2] = lambda _launch: good(20.0)
+
+    def faults(gateway, name):
+        if name == "rollback":
+            return ConflictError("IrreversibleInstanceRefresh: CloudFormation's")
+        return AccessError("denied") if (gateway, name) == ("objects", "put") else None
+
+    broken = Broken(faults)
+    rollout = place.rollout(release)
+    rollout._gateways = broken.of(place.gateways)
+    began = place.clock.monotonic()
+    with pytest.raises(AccessError):  # of the verdict, at last
+        rollout.run()
+    rounds = (place.clock.monotonic() - began) / 5
+    assert 3 < broken.calls.count(("refreshes", "rollback")) <= rounds
+
+
+def test_housekeeping_that_fails_hides_no_outcome(place):
+    release = begin(place, good(20.0))
+    broken = Broken(
+        lambda gateway, name: (
+            DamagedError("roots") if (gateway, name) == ("objects", "list") else None
+        )
+    )
+    rollout = place.rollout(release)
+    rollout._gateways = broken.of(place.gateways)
+    assert rollout.run().outcome is Outcome.RELEASED
+    assert [one.fields["outcome"] for one in place.said("verdict")] == ["released"]
+    assert any("was not renewed" in getattr(one, "text", "") for one in place.facts)
+
+
+def test_a_reason_of_an_earlier_refresh_is_neither_told_nor_followed(place):
+    release = place.release(2)
+    old = Reason("operator", "long ago", (), "operator", place.clock.now())
+    ends.write_reason(place.objects, "web", 2, old)
+    wait(place, 3600)
+    place.scripts[2] = lambda _launch: fails("signature", "no signature", 15.0)
+    verdict = place.rollout(release).run()
+    assert (verdict.outcome, verdict.reason.rule) == (Outcome.ROLLED_BACK, "release-fault")
+    assert [one.fields["rule"] for one in place.said("rollback")] == ["release-fault"]
+    assert list(ends.logs(place.objects, "web", 2))
+
+
+def test_a_machine_s_time_begins_with_its_launch_whoever_looks(place):
+    release = begin(place, silent())
+    wait(place, 100)
+    rollout = place.rollout(release)
+    rollout.round()
+    _, seen = rollout._look()
+    born = place.cloud.ec2.instances
+    assert len(seen.machines) == 2
+    assert all(abs(one.first_s - born[one.id].launched_at) <= 1 for one in seen.machines)
+    assert all(seen.at_s - one.first_s > 90 for one in seen.machines)
 
 
 # A sick cloud

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from calve.demo.imports import Importer, temporary
+from calve.demo.virtual import IMAGE
 from calve.fleet import ends, lock
 from calve.fleet import history as releases
 from calve.fleet.verdict import Outcome, Verdict
@@ -118,6 +119,20 @@ def test_deploy_then_rollback_to_the_one_before(operator, tmp_path):
     assert json.loads(out)["release"] == 4
     assert releases.live(place.objects, "web").repeats == 2
     assert place.versions() == ["4", "4"]
+
+
+def test_an_image_of_the_same_system_is_deployed_and_the_one_before_comes_back(operator):
+    place, other = operator.place, "ami-0fedcba9876543210"
+    place.cloud.add_image(other, "base-2")
+    place.scripts |= {number: lambda _launch: good(20.0) for number in (2, 3, 4)}
+    assert operator.run("deploy", "web", "--yes", system=2)[0] == 0
+    code, out, err = operator.run("deploy", "web", "--yes", "--json", "--image", other, system=2)
+    assert (code, json.loads(out)["release"]) == (0, 3), err
+    code, out, err = operator.run("deploy", "web", "--yes", "--image", other, system=2)
+    assert (code, operator.refresh().version) == (0, "3"), err
+    assert operator.run("rollback", "web", "--yes")[0] == 0
+    booted = [place.gateways.ec2.version(place.template, one).image_id for one in (2, 3, 4)]
+    assert booted == [IMAGE, other, IMAGE]
 
 
 def test_what_would_fail_an_hour_later_is_refused_before_anything_changed(operator):

@@ -1,11 +1,13 @@
 """The guard takes over from an operator that is gone, and breaks loops outside rollouts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from calve.errors import AccessError, CancelledError
+from calve.errors import AccessError, CancelledError, NotFoundError, TransientError
 from calve.fleet import ends, history
+from calve.fleet.config import Config
 from calve.fleet.verdict import Outcome, Verdict
 from calve.progress import Note
 from calve.region.scripts import fails, good
@@ -80,6 +82,21 @@ def test_a_guard_that_has_begun_outlives_what_it_is_denied_for_a_while(place, on
         assert ends.read(place.objects, "web", 2).outcome is Outcome.ROLLED_BACK
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_a_guard_that_never_gets_an_answer_gives_up_after_a_quarter_of_an_hour(place, once):
+    class Mute:
+        def __getattr__(self, _name):
+            raise TransientError("503")
+
+    began = place.clock.monotonic()
+    guard = Guard(
+        place.fleet, replace(place.gateways, objects=Mute()), Host(by="guard", clock=place.clock)
+    )
+    with pytest.raises(TransientError):
+        guard.run(once=once)
+    assert 900 <= place.clock.monotonic() - began < 1000
+
+
 def test_a_guard_that_may_not_look_at_all_says_so_at_once(place):
     gateways = replace(place.gateways, objects=Denied(place, 0.0, 60.0))
     with pytest.raises(AccessError):
@@ -145,8 +162,43 @@ def test_an_invocation_of_lambda_ends_in_time(place, left_ms):
         def get_remaining_time_in_millis(self):
             return left_ms
 
-    on_lambda.watch([guard_of(place, "lambda")], Context(), place.clock)
+    on_lambda.watch([guard_of(place, "lambda")], Context(), Host(clock=place.clock), [])
     verdict = ends.read(place.objects, "web", 2)
     assert (verdict is None) == (left_ms < 20_000)
     if verdict is not None:
         assert (verdict.outcome, verdict.by) == (Outcome.ROLLED_BACK, "lambda")
+
+
+class Hours:
+    """An invocation of Lambda that ends when a virtual clock says so."""
+
+    def __init__(self, place, lasts_s):
+        self._place, self._end = place, place.clock.monotonic() + lasts_s
+
+    def get_remaining_time_in_millis(self):
+        return round((self._end - self._place.clock.monotonic()) * 1000)
+
+
+def test_an_invocation_that_aws_never_answers_fails_and_says_so(place):
+    class Mute:
+        def __getattr__(self, _name):
+            raise TransientError("503")
+
+    gateways = replace(place.gateways, objects=Mute())
+    host = Host(by="lambda", progress=place.facts.append, clock=place.clock)
+    with pytest.raises(TransientError):
+        on_lambda.watch([Guard(place.fleet, gateways, host)], Hours(place, 60), host, [])
+    assert any("no good answer" in getattr(one, "text", "") for one in place.facts)
+
+
+def test_a_fleet_is_found_by_its_tag_and_one_without_a_group_is_an_error(place):
+    place.gateways.scaling.tag("web", {"team": "shop"})
+    shop = replace(place.fleet, name="shop", group="tag:team=shop")
+    gone = replace(place.fleet, name="gone", group="tag:team=gone")
+    config = Config(Path("calve.toml"), None, {"shop": shop, "gone": gone})
+    for group, found in ((None, ["shop"]), ("web", ["shop"]), ("other", [])):
+        failed = []
+        event = {} if group is None else {"detail": {"AutoScalingGroupName": group}}
+        fleets = list(on_lambda._meant(config, event, place.gateways, failed))
+        assert [(one.name, one.group) for one in fleets] == [(name, "web") for name in found]
+        assert [type(one) for one in failed] == [NotFoundError]

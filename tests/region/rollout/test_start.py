@@ -42,7 +42,8 @@ def test_machines_are_told_what_the_group_says(place):
 
 
 @pytest.mark.parametrize(
-    ("desired", "checkpoints"), [(1, ()), (2, (50, 100)), (3, (34, 100)), (1000, (1, 100))]
+    ("desired", "checkpoints"),
+    [(1, ()), (2, (50, 100)), (3, (33, 100)), (9, (11, 100)), (1000, (1, 100))],
 )
 def test_a_canary_is_one_machine_at_least(place, desired, checkpoints):
     rollout = replace(place.fleet.rollout, strategy=Strategy.CANARY, canary_s=60)

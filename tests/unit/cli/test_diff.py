@@ -136,6 +136,7 @@ def planned(**fields):
         "resumes": False,
         "system": path("nixos-system-web-2"),
         "delivery": Delivery.INITRD,
+        "image": None,
         "live": 4,
         "changes": True,
         "difference": difference(),

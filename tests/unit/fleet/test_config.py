@@ -215,12 +215,12 @@ def test_the_five_deliveries(word):
         ),
         (
             FLEET + '[fleet.web.health]\nhttp = "/"\n\nwithin = "3h"',
-            "calve.toml:6: fleet.web.health.within: must be from 1s to 2h",
+            "calve.toml:6: fleet.web.health.within: must be from 1s to 1h",
             None,
         ),
         (
             FLEET + 'health = { http = "/", within = "0s" }',
-            "calve.toml:3: fleet.web.health.within: must be from 1s to 2h",
+            "calve.toml:3: fleet.web.health.within: must be from 1s to 1h",
             None,
         ),
         (

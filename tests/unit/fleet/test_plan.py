@@ -77,7 +77,8 @@ def test_a_canary_comes_first_and_the_others_wait():
     canary = {"strategy": Strategy.CANARY, "canary_s": 300}
     found = surge(6, rules(100, 150, **canary))
     assert (found.canary, found.pause_s, found.at_once, found.batches) == (1, 300, 3, 1 + 2)
-    assert surge(250, rules(100, 200, **canary)).canary == 2
+    assert surge(250, rules(100, 200, **canary)).canary == 3
+    assert {surge(size, rules(100, 200, **canary)).canary for size in range(2, 101)} == {1}
     alone = surge(1, rules(100, 200, **canary))
     assert (alone.canary, alone.pause_s, alone.batches) == (0, 0, 1)
 
@@ -90,6 +91,22 @@ def test_the_first_release_has_no_difference_and_all_is_fetched():
     assert (found.number, found.live, found.changes, found.difference) == (1, None, True, None)
     assert (found.fetch.paths, found.fetch.file_bytes) == (2, 3050)
     assert (found.fetch_seeded, found.surge, found.predicted_s) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("image", "before", "changes"),
+    [
+        (None, None, False),
+        (None, "ami-1", False),
+        ("ami-1", "ami-1", False),
+        ("ami-2", "ami-1", True),
+        ("ami-1", None, True),
+    ],
+)
+def test_another_image_is_a_change(image, before, changes):
+    live = replace(LIVE, system=FIRST.toplevel, manifest=FIRST, image=before)
+    found = plan(WEB, FIRST, number=5, live=live, image=image)
+    assert (found.changes, found.document()["image"]) == (changes, image)
 
 
 def test_a_seeded_machine_fetches_only_what_is_new():

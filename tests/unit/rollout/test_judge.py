@@ -55,6 +55,15 @@ OF_MACHINE = {
 }
 
 
+@pytest.mark.parametrize("reason", ["Target.Timeout", "Target.FailedHealthChecks"])
+def test_a_machine_that_was_ended_for_no_answer_may_be_bad_luck(reason):
+    one, two = (machine(name, "", end=End.ELB, unhealthy=reason) for name in ("i-1", "i-2"))
+    assert judged(one) is None
+    assert judged(one, two) == ("machine-faults", ["no-answer"] * 2)
+    wrong = machine("i-1", "", end=End.ELB, unhealthy="Target.ResponseCodeMismatch")
+    assert judged(wrong) == ("release-fault", ["wrong-answer"])
+
+
 @pytest.mark.parametrize("code", [code.value for code in Code])
 def test_every_code_is_the_releases_own_or_the_machines(code):
     alone = judged(failed(code))
