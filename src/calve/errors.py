@@ -54,6 +54,8 @@ class AccessError(CalveError):
     """Credentials are missing or expired, or permission is denied (exit 4)."""
 
     exit_code = 4
+    permission: str = ""
+    """The IAM actions that the caller may lack, with commas between; empty where it is not that."""
 
 
 class NotFoundError(CalveError):

@@ -19,6 +19,7 @@ from calve.aws.autoscaling import AutoScaling, Hook
 from calve.aws.ec2 import Ec2
 from calve.aws.elb import Elb
 from calve.aws.network import Network
+from calve.aws.profiles import Profiles, Role
 from calve.aws.refreshes import Preferences, Refreshes
 from calve.aws.session import Session
 from calve.aws.types import Types
@@ -166,6 +167,7 @@ class Place:
         key = self.principals.add_user(f"user{len(policy)}", policy)
         keys = Credentials(key.access_key, key.secret_key)
         session = Session(REGION, self.url, credentials=keys)
+        self.session = session
         return Sources.of(Gateways.of(session, self.cache.objects), session)
 
     def alarms(self, *names):
@@ -226,7 +228,6 @@ def test_a_fleet_that_is_well_has_no_problem(place):
     facts = place.facts(place.cache.system("d"))
     assert check(facts) == ()
     assert facts.gaps == ()
-    assert facts.instance_type.memory_bytes == 512 << 20
     assert (facts.closure.paths, facts.closure.system) == (4, "x86_64-linux")
     assert facts.hook_endpoint
 
@@ -551,19 +552,23 @@ def test_a_stack_that_cannot_be_asked_is_a_warning(place):
 
 def test_the_caller_and_the_role_of_the_machines_are_found(place):
     template = place.put()
-    account = place.sources.account
+    account, profiles = place.sources.account, Profiles(place.session)
     place.front.answers["GetCallerIdentity"] = (STS, {"Arn": "arn:aws:iam::1:user/operator"})
     assert account.caller() == "arn:aws:iam::1:user/operator"
-    assert account.machine_role(template.id, 1) is None
+    assert place.ec2.version(template.id, 1).profile is None
     place.ec2._client.create_launch_template_version(
         LaunchTemplateId=template.id,
         SourceVersion="1",
         LaunchTemplateData={"IamInstanceProfile": {"Arn": "arn:aws:iam::1:instance-profile/web"}},
     )
-    role = {"Arn": "arn:aws:iam::1:role/web"}
+    role = {"Arn": "arn:aws:iam::1:role/web", "RoleId": "AROA1", "RoleName": "web"}
     profile = {"InstanceProfileName": "web", "Roles": [role]}
     place.front.answers["GetInstanceProfile"] = (IAM, {"InstanceProfile": profile})
-    assert account.machine_role(template.id, 2) == "arn:aws:iam::1:role/web"
+    name = place.ec2.version(template.id, 2).profile
+    assert profiles.role(name) == Role("AROA1", "web", "arn:aws:iam::1:role/web")
+    place.front.answers["GetInstanceProfile"] = (IAM, {"InstanceProfile": {**profile, "Roles": []}})
+    with pytest.raises(NotFoundError):
+        profiles.role(name)
 
 
 # The gateways by themselves

@@ -1,8 +1,8 @@
-"""The account: who asks, what they may do, the role of the machines, and stacks that are at work.
+"""The account: who asks, what they may do, and stacks that are at work.
 
 A dry run asks EC2 for the permission alone: it answers `DryRunOperation` where the request would have been carried out.
-Source: AWS STS API reference, GetCallerIdentity; Amazon EC2 API reference, "DryRun"; IAM API reference,
-GetInstanceProfile; AWS CloudFormation API reference, DescribeStacks.
+Source: AWS STS API reference, GetCallerIdentity; Amazon EC2 API reference, "DryRun"; AWS
+CloudFormation API reference, DescribeStacks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from calve.aws.session import needs
-from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,27 +77,6 @@ class Account:
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") != _WOULD_BE_DONE:
                 raise
-
-    @needs("ec2:DescribeLaunchTemplateVersions", "iam:GetInstanceProfile")
-    def machine_role(self, template_id: str, version: int | str) -> str | None:
-        """Return the ARN of the role that machines of a launch template's version have; None where they have none.
-
-        Raises:
-            NotFoundError: there is no such version or instance profile, or the profile has no role.
-        """
-        answer = self._client("ec2").describe_launch_template_versions(
-            LaunchTemplateId=template_id, Versions=[str(version)]
-        )
-        data = answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-        profile = data.get("IamInstanceProfile", {})
-        name = profile.get("Name") or str(profile.get("Arn", "")).rpartition("/")[2]
-        if not name:
-            return None
-        found = self._client("iam").get_instance_profile(InstanceProfileName=name)
-        roles = found["InstanceProfile"]["Roles"]
-        if not roles:
-            raise NotFoundError("the instance profile has no role", place=name)
-        return str(roles[0]["Arn"])
 
     @needs("cloudformation:DescribeStacks")
     def stack_status(self, name: str) -> str:

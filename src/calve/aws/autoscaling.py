@@ -53,6 +53,7 @@ class Group:
         mixed: It has a mixed instances policy, whose launch template these are.
         warm_pool: It has one.
         attributes: Its instance types are chosen by requirements, which rules out a desired configuration.
+        subnets: Ids of those it launches into; none where it names availability zones alone.
         warmup_s: Its default instance warm-up; None where it is not set.
     """
 
@@ -69,7 +70,7 @@ class Group:
     arn: str = ""
     grace_s: int = 0
     warmup_s: int | None = None
-    zones: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     mixed: bool = False
     attributes: bool = False
@@ -280,7 +281,7 @@ def _group(item: dict[str, Any]) -> Group:
         item.get("AutoScalingGroupARN", ""),
         item.get("HealthCheckGracePeriod", 0),
         item.get("DefaultInstanceWarmup"),
-        tuple(item.get("AvailabilityZones", ())),
+        tuple(filter(None, map(str.strip, (item.get("VPCZoneIdentifier") or "").split(",")))),
         {one["Key"]: one.get("Value", "") for one in item.get("Tags", ())},
         policy is not None,
         any("InstanceRequirements" in one for one in inside.get("Overrides", ())),

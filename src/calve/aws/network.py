@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calve.aws.session import needs
-from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,21 +66,7 @@ class Network:
 
     def __init__(self, session: Session) -> None:
         self._client = session.client("ec2")
-        self._groups = session.client("autoscaling")
         self.region = str(self._client.meta.region_name)
-
-    @needs("autoscaling:DescribeAutoScalingGroups")
-    def subnet_ids(self, group: str) -> tuple[str, ...]:
-        """Return the subnets that a group launches into; none where it names availability zones alone.
-
-        Raises:
-            NotFoundError: there is no such group.
-        """
-        answer = self._groups.describe_auto_scaling_groups(AutoScalingGroupNames=[group])
-        if not answer["AutoScalingGroups"]:
-            raise NotFoundError("there is no such Auto Scaling group", place=group)
-        text = answer["AutoScalingGroups"][0].get("VPCZoneIdentifier") or ""
-        return tuple(part.strip() for part in text.split(",") if part.strip())
 
     @needs("ec2:DescribeSubnets", "ec2:DescribeRouteTables")
     def subnets(self, ids: Iterable[str]) -> tuple[Subnet, ...]:

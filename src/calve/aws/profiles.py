@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calve.aws.session import needs
+from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
     from calve.aws.session import Session
@@ -38,13 +39,10 @@ class Profiles:
         self._client = session.client("iam")
 
     @needs("iam:GetInstanceProfile")
-    def role(self, name: str) -> Role | None:
-        """Return the role of an instance profile; None where there is no such profile, or it has no role."""
-        try:
-            answer = self._client.get_instance_profile(InstanceProfileName=name)
-        except self._client.exceptions.NoSuchEntityException:
-            return None
+    def role(self, name: str) -> Role:
+        """Return the role of an instance profile; NotFoundError where there is no such profile, or it has no role."""
+        answer = self._client.get_instance_profile(InstanceProfileName=name)
         roles = answer["InstanceProfile"]["Roles"]
         if not roles:
-            return None
+            raise NotFoundError("the instance profile has no role", place=name)
         return Role(roles[0]["RoleId"], roles[0]["RoleName"], roles[0]["Arn"])

@@ -47,11 +47,10 @@ class Preferences:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """What is said of a refresh that is, or was, rolled back; `percent` is how far it had come."""
+    """What is said of a refresh that is, or was, rolled back."""
 
     reason: str
     started_at: datetime.datetime | None
-    percent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +114,6 @@ class Refreshes:
             Preferences=_preferences(preferences),
         )
         return str(answer["InstanceRefreshId"])
-
-    @needs("autoscaling:DescribeInstanceRefreshes")
-    def describe(self, group: str, refresh_id: str) -> Refresh | None:
-        """Return a refresh of a group by its id; None where there is none."""
-        answer = self._client.describe_instance_refreshes(
-            AutoScalingGroupName=group, InstanceRefreshIds=[refresh_id]
-        )
-        return next(map(_refresh, answer["InstanceRefreshes"]), None)
 
     @needs("autoscaling:DescribeInstanceRefreshes")
     def newest(self, group: str, most: int = 1) -> tuple[Refresh, ...]:
@@ -192,6 +183,5 @@ def _refresh(item: dict[str, Any]) -> Refresh:
         else Rollback(
             details.get("RollbackReason", ""),
             details.get("RollbackStartTime"),
-            details.get("PercentageCompleteOnRollback", 0),
         ),
     )

@@ -179,7 +179,10 @@ def _from_service(error: Any, actions: tuple[str, ...]) -> CalveError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     place, message = error.operation_name, f"{code}: {said}"
     if code in _ACCESS:
-        return AccessError(message, place=place, hint=f"the caller needs {', '.join(actions)}")
+        permission = ", ".join(actions)
+        denied = AccessError(message, place=place, hint=f"the caller needs {permission}")
+        denied.permission = permission
+        return denied
     if code in _CONFLICT:
         return ConflictError(message, place=place)
     if _is_absent(code, said):

@@ -28,13 +28,11 @@ class InstanceType:
         name: `t3.nano`.
         architectures: `x86_64`, `arm64`, `i386` …
         boot_modes: `uefi`, `legacy-bios`.
-        memory_bytes: of an instance.
     """
 
     name: str
     architectures: tuple[str, ...]
     boot_modes: tuple[str, ...]
-    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,6 @@ def _type(item: dict[str, Any]) -> InstanceType:
         item["InstanceType"],
         tuple(item.get("ProcessorInfo", {}).get("SupportedArchitectures", ())),
         tuple(item.get("SupportedBootModes", ())),
-        item.get("MemoryInfo", {}).get("SizeInMiB", 0) << 20,
     )
 
 

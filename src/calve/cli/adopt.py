@@ -192,7 +192,7 @@ def _role(sources: Sources, live: TemplateVersion) -> Role | None:
         return None
     try:
         return sources.profiles.role(live.profile)
-    except AccessError:
+    except (AccessError, NotFoundError):
         return None
 
 

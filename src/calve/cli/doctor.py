@@ -233,7 +233,7 @@ class _Look:
             self.rows.append(Row(state, one.code, name, one.message, one.hint, denied))
         if not any(one.refuses for one in found):
             self._add(OK, "preflight", name, "nothing stands against a deploy")
-        self._role(facts, account)
+        self._role(facts, opened)
 
     def _caller(self, opened: Opened, account: Account) -> bool:
         """Say who we are, once; False where nobody knows us, so that nothing more can be asked."""
@@ -266,22 +266,24 @@ class _Look:
             manifest, release=live, cache=opened.cache.url, live=StorePath.parse(live.system)
         )
 
-    def _role(self, facts: Facts, account: Account) -> None:
+    def _role(self, facts: Facts, opened: Opened) -> None:
+        from calve.aws.profiles import Profiles
+
         name, template = facts.fleet.name, facts.template
         if template is None:
             return
+        if template.profile is None:
+            text = "the launch template names no instance profile: machines have no credentials"
+            self._add(WARNING, "role", name, text, "calve iam show machine: the policy of its role")
+            return
         try:
-            role = account.machine_role(template.template_id, template.number)
+            role = Profiles(opened.aws).role(template.profile)
         except NotFoundError as error:
             self._fail("role", name, error, "calve iam show machine: the policy of its role")
         except CalveError as error:
             self._add(WARNING, "role", name, f"not checked: {error}", error.hint or "")
         else:
-            if role is not None:
-                self._add(OK, "role", name, f"machines have the role {role}")
-                return
-            text = "the launch template names no instance profile: machines have no credentials"
-            self._add(WARNING, "role", name, text, "calve iam show machine: the policy of its role")
+            self._add(OK, "role", name, f"machines have the role {role.arn}")
 
 
 def _group(facts: Facts) -> str:

@@ -106,7 +106,7 @@ def _read(options: argparse.Namespace, session: Session) -> Settings:
     """Return those of the fleet's group."""
     from calve.aws.elb import Check
     from calve.demo.rehearse import Settings
-    from calve.fleet.tags import HOOK
+    from calve.rollout.start import own_hook
 
     with fleet_options.open_fleet(session, options) as there:
         group = there.gateways.scaling.group(there.fleet.group)
@@ -115,7 +115,7 @@ def _read(options: argparse.Namespace, session: Session) -> Settings:
             raise UsageError(
                 "the group has no machines", place=group.name, hint="--machines N says how many"
             )
-        ours = next((one for one in hooks if one.name == HOOK and one.launching), None)
+        ours = own_hook(hooks)
         arn = next(iter(group.target_groups), None)
         return Settings(
             group.desired,

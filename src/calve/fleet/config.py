@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE_NAME",
+    "MOST_ALARMS",
     "Cache",
     "Command",
     "Config",
@@ -48,7 +49,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WARMUP_S = 2 * 3600
 _MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
-_MAX_ALARMS = 10  # likewise
+MOST_ALARMS = 10
+"""That Auto Scaling takes."""
 _ARN = re.compile(r"arn:aws[a-z-]*:(ssm|secretsmanager):([a-z0-9-]{1,40}):[0-9]{12}:.+")
 
 
@@ -368,8 +370,8 @@ class _Reader:
         bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, _MAX_BAKE_S)
         warmup_s = self._duration(table.warm_up, f"{path}.warm-up", "30s", 0, _MAX_WARMUP_S)
         canary_s = self._duration(table.canary, f"{path}.canary", "5m", 0, _MAX_BAKE_S)
-        if len(table.alarms) > _MAX_ALARMS:
-            raise self._wrong(f"{path}.alarms", f"must be at most {_MAX_ALARMS}")
+        if len(table.alarms) > MOST_ALARMS:
+            raise self._wrong(f"{path}.alarms", f"must be at most {MOST_ALARMS}")
         return Rollout(
             lowest,
             highest,

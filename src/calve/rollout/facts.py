@@ -54,8 +54,6 @@ ALIAS: Final = "resolve:ssm:"
 _STACK: Final = "aws:cloudformation:stack-name"
 _PULLED: Final = (Delivery.INITRD, Delivery.USER_DATA_PULL)
 _NEWEST: Final = 6
-_NEEDS: Final = "the caller needs "
-"""What a gateway's hint begins with where a permission is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +197,7 @@ class _Look:
         image = self._image(template)
         self._permissions(group, template)
         hooks = self._ask("the hooks", lambda: gateways.scaling.hooks(group.name), needed=True)
-        subnets = self._subnets()
+        subnets = self._subnets(group)
         return Facts(
             fleet=fleet,
             group=group,
@@ -227,8 +225,7 @@ class _Look:
         except CancelledError:
             raise
         except AccessError as error:
-            _, _, permission = (error.hint or "").partition(_NEEDS)
-            self._gaps.append(Gap(what, error.message, permission, needed))
+            self._gaps.append(Gap(what, error.message, error.permission, needed))
         except CalveError as error:
             self._gaps.append(Gap(what, str(error)))
         return None
@@ -332,9 +329,8 @@ class _Look:
         )
         return None if status is None else (name, status)
 
-    def _subnets(self) -> tuple[Subnet, ...] | None:
-        network, group = self._sources.network, self._fleet.group
-        return self._ask("the subnets", lambda: network.subnets(network.subnet_ids(group)))
+    def _subnets(self, group: Group) -> tuple[Subnet, ...] | None:
+        return self._ask("the subnets", lambda: self._sources.network.subnets(group.subnets))
 
     def _endpoints(self, subnets: tuple[Subnet, ...] | None) -> frozenset[str] | None:
         if not subnets:

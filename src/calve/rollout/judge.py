@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from calve.contract.codes import Code
+from calve.contract.health import WITHIN_S
 from calve.fleet.verdict import Failure, Reason
 from calve.rollout.observation import End, Machine, Observation, Refused
 
@@ -70,7 +71,7 @@ class Rules:
     share_percent: int = 10
     refused: int = 2
     unhealthy_s: float = 20.0
-    within_s: float = 180.0
+    within_s: float = float(WITHIN_S)
     timeout_s: float | None = None
 
 

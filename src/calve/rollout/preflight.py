@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from calve.contract.abi import PLAIN, Refuse, Running, decide
+from calve.contract.health import WITHIN_S
 from calve.errors import AccessError, UsageError
-from calve.fleet.config import Delivery
+from calve.fleet.config import MOST_ALARMS, Delivery
 from calve.fleet.plan import surge
 from calve.fleet.tags import HOOK
 from calve.nix.storepath import STORE_DIR, StorePath
 from calve.rollout.facts import ALIAS, Facts
-from calve.rollout.start import alarms
+from calve.rollout.start import alarms, own_hook
 
 if TYPE_CHECKING:
     from calve.contract.abi import Wanted
@@ -37,7 +38,6 @@ _NEEDED: Final = (
     "AddToLoadBalancer",
 )
 _NAMED: Final = 3
-_WITHIN_S: Final = 180
 _ARCHITECTURES: Final = {"x86_64-linux": "x86_64", "aarch64-linux": "arm64", "i686-linux": "i386"}
 
 
@@ -264,7 +264,14 @@ def _alarms(facts: Facts) -> Iterator[Problem]:
     states = facts.alarms
     if states is None:
         return
-    for name in alarms(facts.fleet.rollout, facts.group):
+    names = alarms(facts.fleet.rollout, facts.group)
+    if len(names) > MOST_ALARMS:
+        yield _refused(
+            "alarms",
+            f"{len(names)} alarms take part in the refresh, and Auto Scaling takes {MOST_ALARMS}",
+            "fewer in the fleet file's rollout.alarms, or in the group's tag calve:alarms",
+        )
+    for name in names:
         state = states.get(name)
         if state is None:
             yield _refused(
@@ -326,10 +333,10 @@ def _health(facts: Facts) -> Iterator[Problem]:
             " --health-check-type ELB",
         )
     # A machine whose launch hook waits until it is healthy needs none.
-    held = any(one.name == HOOK and one.launching for one in facts.hooks or ())
+    held = own_hook(facts.hooks or ()) is not None
     if rules.warmup_s == 0 and group.warmup_s is None and group.desired and not held:
         how = surge(group.desired, rules)
-        each_s = _WITHIN_S if facts.fleet.health is None else facts.fleet.health.within_s
+        each_s = WITHIN_S if facts.fleet.health is None else facts.fleet.health.within_s
         yield _warned(
             "warm-up",
             "no warm-up is set, so a machine counts as soon as it is in service; the release takes at most"
@@ -357,7 +364,7 @@ def _hooks(facts: Facts) -> Iterator[Problem]:
 
 
 def _reach(facts: Facts) -> Iterator[Problem]:
-    held = any(one.name == HOOK and one.launching for one in facts.hooks or ())
+    held = own_hook(facts.hooks or ()) is not None
     service = f"com.amazonaws.{facts.region}.autoscaling"
     if not held or facts.hook_endpoint or service in (facts.endpoints or ()):
         return

@@ -22,6 +22,8 @@ from calve.fleet.verdict import Outcome, Reason, Verdict
 from calve.rollout.judge import Rules
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from calve.aws.autoscaling import AutoScaling, Group
     from calve.aws.autoscaling import Hook as GroupHook
     from calve.aws.ec2 import TemplateVersion
@@ -30,10 +32,8 @@ if TYPE_CHECKING:
     from calve.fleet.release import Content, Release
     from calve.rollout.run import Change
 
-__all__ = ["alarms", "change", "checks", "number", "preferences", "resolved", "rules"]
+__all__ = ["alarms", "change", "checks", "number", "own_hook", "preferences", "resolved", "rules"]
 
-MOST_ALARMS: Final = 10
-"""Auto Scaling's bound."""
 _TAG: Final = "tag:"
 
 
@@ -101,7 +101,7 @@ def change(
     What is the place's own (the caches as machines reach them, the deadline) stays as it is; the fleet file says what
     is healthy, the group which hook waits and where reports go.
     """
-    held = any(one.name == HOOK and one.launching for one in hooks)
+    held = own_hook(hooks) is not None
     # A machine that lets go of a hook which is not there does no harm: the hook can be put once all know of it.
     held = held or group.tags.get(HOOK_TAG) == HOOK
 
@@ -126,6 +126,11 @@ def change(
         return text
 
     return make
+
+
+def own_hook(hooks: Iterable[GroupHook]) -> GroupHook | None:
+    """Return the launch hook that Calve's machines let go of; None where the group has none."""
+    return next((one for one in hooks if one.name == HOOK and one.launching), None)
 
 
 def checks(health: Health | None) -> contract.Health | None:
@@ -181,10 +186,12 @@ def preferences(rollout: Rollout, group: Group) -> Preferences:
 def alarms(rollout: Rollout, group: Group) -> tuple[str, ...]:
     """Return the alarms that take part: the fleet file's, and those that `calve adopt` made for the group."""
     adopted = group.tags.get(ALARMS_TAG, "").split()
-    return tuple(dict.fromkeys([*rollout.alarms, *adopted]))[:MOST_ALARMS]
+    return tuple(dict.fromkeys([*rollout.alarms, *adopted]))
 
 
 def rules(fleet: Fleet, timeout_s: int | None = None) -> Rules:
     """Return what suffices for a verdict."""
-    within_s = 180.0 if fleet.health is None else float(fleet.health.within_s)
-    return Rules(within_s=within_s, timeout_s=None if timeout_s is None else float(timeout_s))
+    within_s = contract.WITHIN_S if fleet.health is None else fleet.health.within_s
+    return Rules(
+        within_s=float(within_s), timeout_s=None if timeout_s is None else float(timeout_s)
+    )

@@ -17,7 +17,7 @@ from calve.cli import main
 from calve.cli.session import Session as CommandLine
 from calve.contract.userdata import UserData
 from calve.demo.virtual import IMAGE
-from calve.errors import ConflictError, UsageError
+from calve.errors import ConflictError, NotFoundError, UsageError
 from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.image.ami import CONTRACT
 from calve.infra.adopt import Wanted, changes
@@ -297,7 +297,8 @@ def test_a_release_follows_upon_it(shop):
 def test_without_a_role_reports_are_not_told_where_to_go(shop):
     profiles = shop.sources.profiles
     assert profiles.role("acme").name == "acme-machine"
-    assert profiles.role("nobody-s") is None
+    with pytest.raises(NotFoundError):
+        profiles.role("nobody-s")
     shop.place.cloud.profiles.add("acme")
     assert profiles.role("acme") is None
     found = shop.document("--yes")

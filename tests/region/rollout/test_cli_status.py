@@ -252,7 +252,8 @@ def test_history_says_how_each_ended_and_marks_the_live_one(place, calve):
     assert bad["verdict"]["outcome"] == "rolled-back"
     assert bad["verdict"]["reason"]["failures"][0]["code"] == "closure-incomplete"
     assert "lines" not in bad["verdict"]["reason"]["failures"][0]
-    refresh = place.gateways.refreshes.describe("web", bad["verdict"]["refresh"])
+    (refresh,) = place.gateways.refreshes.newest("web")
+    assert refresh.id == bad["verdict"]["refresh"]
     assert bad["seconds"] == (refresh.ended_at - refresh.started_at).total_seconds()
     assert [one["live"] for one in body["releases"]] == [False, False, True]
     rows = calve("history").splitlines()

@@ -108,7 +108,6 @@ def test_what_is_in_no_role_is_for_the_demo_or_for_an_administrator():
         "Ec2.template_of",
         "Ec2.terminate",
         "Elb.create_target_group",
-        "Profiles.role",
     }
 
 

@@ -15,7 +15,7 @@ from calve.aws.types import Bootable, InstanceType
 from calve.contract.abi import Abi, Bootspec, Wanted
 from calve.errors import AccessError, UsageError
 from calve.fleet.config import Delivery, Fleet, Health, Rollout
-from calve.fleet.tags import HOOK
+from calve.fleet.tags import ALARMS_TAG, HOOK
 from calve.nix.storepath import StorePath
 from calve.rollout.closure import Closure
 from calve.rollout.facts import Facts, Gap
@@ -50,7 +50,7 @@ WELL = Facts(
     template=TemplateVersion("lt-1", 7, "", "ami-1", "t3.nano", b"{}"),
     hooks=(Hook(HOOK), Hook("leaving", launching=False, abandons=False)),
     image=Bootable("ami-1", "available", "x86_64", "uefi"),
-    instance_type=InstanceType("t3.nano", ("x86_64",), ("legacy-bios", "uefi"), 512 << 20),
+    instance_type=InstanceType("t3.nano", ("x86_64",), ("legacy-bios", "uefi")),
     closure=Closure(TOP, 400, (), "x86_64-linux", boot(NEW)),
     image_boot=boot(OLD),
     alarms={"errors": "OK"},
@@ -83,6 +83,7 @@ def refresh(status="InProgress"):
     return Refresh("r", status, None, 40, 2, dt.datetime(2026, 1, 1, tzinfo=dt.UTC), None)
 
 
+MANY = [f"alarm-{number}" for number in range(10)]
 REFUSED = [
     ("closure-incomplete", {"closure__missing": (TOP,)}),
     ("architecture", {"instance_type__architectures": ("arm64",)}),
@@ -96,6 +97,13 @@ REFUSED = [
     ("suspended", {"group__suspended": ("AlarmNotification", "Launch")}),
     ("alarm-on", {"alarms": {"errors": "ALARM"}}),
     ("alarm-missing", {"alarms": {}}),
+    (
+        "alarms",
+        {
+            "group__tags": {ALARMS_TAG: " ".join(MANY)},
+            "alarms": dict.fromkeys(("errors", *MANY), "OK"),
+        },
+    ),
     ("image-alias", {"template__image_id": "resolve:ssm:/nixos/25.11", "image": None}),
     ("image-unusable", {"image__state": "disabled"}),
     ("mixed-instances", {"group__mixed": True}),
