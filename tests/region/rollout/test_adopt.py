@@ -297,10 +297,10 @@ def test_a_release_follows_upon_it(shop):
 def test_without_a_role_reports_are_not_told_where_to_go(shop):
     profiles = shop.sources.profiles
     assert profiles.role("acme").name == "acme-machine"
-    with pytest.raises(NotFoundError):
-        profiles.role("nobody-s")
     shop.place.cloud.profiles.add("acme")
-    assert profiles.role("acme") is None
+    for name in ("nobody-s", "acme"):
+        with pytest.raises(NotFoundError):
+            profiles.role(name)
     found = shop.document("--yes")
     assert "reports-tag" not in codes(found)
     assert "role" in [one["code"] for one in found["warnings"]]
