@@ -331,7 +331,7 @@ class Agents:
         """Guard the fleet from this process, until nothing is being rolled out."""
         objects = self.gateways.objects
         Guard(_FLEET, self.gateways, host).run(once=True)
-        verdict = ends.read(objects, NAME, releases.latest(objects, NAME))
+        verdict = ends.read(objects, NAME, releases.listed(objects, NAME).latest)
         if verdict is None:
             raise CalveError("the guard has no verdict")
         return verdict

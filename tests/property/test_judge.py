@@ -79,7 +79,7 @@ REFRESHES = st.builds(
     ),
     st.sampled_from(STATUSES),
     st.none() | MOMENTS,
-    st.none() | st.builds(Rollback, TEXTS, st.none() | MOMENTS, st.just(5)),
+    st.none() | st.builds(Rollback, TEXTS, st.none() | MOMENTS),
 )
 REFUSED = st.builds(
     Refused, TEXTS, TEXTS | st.just("The image id does not exist") | st.just("Insufficient")

@@ -237,7 +237,7 @@ def test_the_next_release_before_it_is_pushed(shop, objects):
     assert found["fetch"]["paths"] == 6
     assert found["fetch_seeded"]["paths"] == found["difference"]["new_paths"] == 5
     assert found["predicted_s"] == 160
-    assert release.latest(objects, "web") == 1
+    assert release.listed(objects, "web").latest == 1
 
 
 def test_what_is_pushed_has_exact_sizes_and_needs_no_store(shop, two):

@@ -94,13 +94,14 @@ def _number_alone(options: argparse.Namespace) -> None:
 def failed(objects: Objects, fleet: str) -> int | None:
     """Return the number of the newest release that failed, or is being given up; None where none has."""
     from calve.fleet import ends, history
+    from calve.fleet import release as releases
     from calve.fleet.verdict import Outcome
 
     there = history.under_way(objects, fleet)
     if there is not None and ends.read_reason(objects, fleet, there.number) is not None:
         return there.number
     bad = {Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED, Outcome.FAILED}
-    for number in sorted(ends.all_of(objects, fleet), reverse=True):
+    for number in releases.listed(objects, fleet).ended:
         verdict = ends.read(objects, fleet, number)
         if verdict is not None and verdict.outcome in bad:
             return number

@@ -105,7 +105,7 @@ def live(objects: Objects, fleet: str) -> tuple[int, Live | None]:
     from calve.fleet.plan import Live
     from calve.nix.storepath import StorePath
 
-    number = release.latest(objects, fleet) + 1
+    number = release.listed(objects, fleet).used + 1
     found = history.live(objects, fleet)
     if found is None:
         return number, None

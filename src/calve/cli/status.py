@@ -100,7 +100,7 @@ def look(opened: fleet_options.Opened, clock: Clock) -> Status:
     live = history.live(objects, fleet.name)
     ended = None if live is None else ends.read(objects, fleet.name, live.number)
     under_way = history.under_way(objects, fleet.name)
-    last = releases.latest(objects, fleet.name)
+    last = releases.listed(objects, fleet.name).latest
     other = bool(last) and (live is None or last != live.number)
     failed = ends.read(objects, fleet.name, last) if other else None
     holder = lock.read(objects, fleet.name, clock.now())

@@ -7,15 +7,12 @@ what failed machines said. All but logs are created once: of several judges the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from calve.cache.objects import Objects, is_missing
 from calve.errors import CalveError
 from calve.fleet import release as releases
 from calve.fleet.verdict import LIMIT_BYTES, Reason, Verdict
 
 __all__ = [
-    "all_of",
     "keep_log",
     "logs",
     "read",
@@ -39,14 +36,6 @@ def write(objects: Objects, verdict: Verdict) -> Verdict:
     if objects.put(_key(verdict.fleet, verdict.release, "verdict"), verdict.dump(), only_new=True):
         return verdict
     return read(objects, verdict.fleet, verdict.release) or verdict
-
-
-def all_of(objects: Objects, fleet: str) -> Iterator[int]:
-    """Return the numbers of the releases that have a verdict, in order."""
-    for one in objects.list(releases.prefix(fleet)):
-        head, _, name = one.key.rpartition("/")
-        if name == "verdict.json" and head[-8:].isdecimal():
-            yield int(head[-8:])
 
 
 def read_reason(objects: Objects, fleet: str, number: int) -> Reason | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ __all__ = ["KEPT", "Entry", "keep", "live", "recent", "under_way"]
 KEPT: Final = 5
 """So many released closures can be rolled back to: their roots stay."""
 _OWNER: Final = "fleet"
-_RECORD: Final = re.compile(r"[0-9]{8}\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Entry:
 def recent(objects: Objects, fleet: str, most: int = 20) -> list[Entry]:
     """Return the newest releases, newest first; a request or two for each."""
     found: list[Entry] = []
-    for number in sorted(_numbers(objects, fleet), reverse=True)[:most]:
+    for number in releases.listed(objects, fleet).records[:most]:
         try:
             release = releases.read(objects, fleet, number)
         except NotFoundError:
@@ -58,12 +56,12 @@ def recent(objects: Objects, fleet: str, most: int = 20) -> list[Entry]:
 
 def live(objects: Objects, fleet: str) -> Release | None:
     """Return the release that the fleet runs: the newest that went well and did not trip; None before the first."""
-    numbers = sorted(ends.all_of(objects, fleet), reverse=True)
-    for number in numbers:
+    listed = releases.listed(objects, fleet)
+    for number in listed.ended:
+        if listed.has(number, "tripped"):
+            continue
         verdict = ends.read(objects, fleet, number)
         if verdict is None or verdict.outcome is not Outcome.RELEASED:
-            continue
-        if ends.tripped(objects, fleet, number) is not None:
             continue
         try:
             return releases.read(objects, fleet, number)
@@ -74,10 +72,10 @@ def live(objects: Objects, fleet: str) -> Release | None:
 
 def under_way(objects: Objects, fleet: str) -> Release | None:
     """Return the newest release where it has no verdict yet; None where it has, or there is none."""
-    last = releases.latest(objects, fleet)
-    if not last or ends.read(objects, fleet, last) is not None:
+    listed = releases.listed(objects, fleet)
+    if not listed.records or listed.has(listed.latest, "verdict"):
         return None
-    return releases.read(objects, fleet, last)
+    return releases.read(objects, fleet, listed.latest)
 
 
 def keep(objects: Objects, fleet: str, now: dt.datetime) -> None:
@@ -101,13 +99,6 @@ def keep(objects: Objects, fleet: str, now: dt.datetime) -> None:
         name = listed.key.rpartition("/")[2].removesuffix(".json")
         if name not in wanted and name >= oldest:
             objects.delete(listed.key)
-
-
-def _numbers(objects: Objects, fleet: str) -> list[int]:
-    """Return the numbers of the releases that have a record; one listing, whatever gaps there are."""
-    start = releases.prefix(fleet)
-    names = (one.key.removeprefix(start) for one in objects.list(start))
-    return [int(name[:8]) for name in names if _RECORD.fullmatch(name)]
 
 
 def _name(release: Release) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calve import record
@@ -19,13 +20,12 @@ from calve.contract.userdata import Hook, UserData
 from calve.errors import ConflictError, DamagedError, UsageError
 from calve.nix.storepath import StorePath
 
-__all__ = ["Content", "Release", "create", "latest", "prefix", "read"]
+__all__ = ["Content", "Listed", "Release", "create", "listed", "prefix", "read"]
 
 VERSION = 1
 _LIMIT_BYTES = 64 * 1024
 _FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_KEY = re.compile(r"fleets/[^/]+/releases/([0-9]{8})\.json")
-_OWN = re.compile(r"fleets/[^/]+/releases/([0-9]{8})(?:/(?:reason|tripped|verdict))?\.json")
+_OBJECT = re.compile(r"fleets/[^/]+/releases/([0-9]{8})(?:/(reason|tripped|verdict))?\.json")
 _TRIES = 32
 _MAX_NUMBER = 99_999_999  # 8 digits
 
@@ -149,6 +149,38 @@ class Release:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing tells of a fleet's releases.
+
+    Attributes:
+        records: numbers of those that have a record, newest first.
+        beside: what lies beside records, also such as were removed: `reason`, `tripped`, `verdict`.
+    """
+
+    records: tuple[int, ...]
+    beside: Mapping[int, frozenset[str]]
+
+    @property
+    def latest(self) -> int:
+        """Return the newest record's number, 0 where there is none."""
+        return self.records[0] if self.records else 0
+
+    @property
+    def used(self) -> int:
+        """Return the highest number that anything was ever written for: a record that was removed takes its own along."""
+        return max((self.latest, *self.beside))
+
+    def has(self, number: int, what: str) -> bool:
+        """Say whether something lies beside a record."""
+        return what in self.beside.get(number, ())
+
+    @property
+    def ended(self) -> tuple[int, ...]:
+        """Return the numbers of those that have a verdict, newest first."""
+        return tuple(one for one in sorted(self.beside, reverse=True) if self.has(one, "verdict"))
+
+
 def _fleet(text: str) -> str:
     if not _FLEET.fullmatch(text):
         raise DamagedError(f"{text[:100]!r} is no fleet's name")
@@ -168,16 +200,21 @@ def prefix(fleet: str) -> str:
     return f"fleets/{fleet}/releases/"
 
 
-def latest(objects: Objects, fleet: str) -> int:
-    """Return the highest number that a fleet has, 0 where it has none."""
-    numbers = (_KEY.fullmatch(one.key) for one in objects.list(prefix(fleet)))
-    return max((int(match.group(1)) for match in numbers if match), default=0)
-
-
-def _used(objects: Objects, fleet: str) -> int:
-    """Return the highest number that anything was ever written for: a record that was removed takes its own along."""
-    numbers = (_OWN.fullmatch(one.key) for one in objects.list(prefix(fleet)))
-    return max((int(match.group(1)) for match in numbers if match), default=0)
+def listed(objects: Objects, fleet: str) -> Listed:
+    """Return what there is of a fleet's releases; one listing."""
+    records: set[int] = set()
+    beside: dict[int, set[str]] = {}
+    for one in objects.list(prefix(fleet)):
+        match = _OBJECT.fullmatch(one.key)
+        if match is None:
+            continue
+        number, what = int(match[1]), match[2]
+        if what is None:
+            records.add(number)
+        else:
+            beside.setdefault(number, set()).add(what)
+    found = {number: frozenset(what) for number, what in beside.items()}
+    return Listed(tuple(sorted(records, reverse=True)), found)
 
 
 def read(objects: Objects, fleet: str, number: int) -> Release:
@@ -203,7 +240,7 @@ def create(objects: Objects, fleet: str, content: Content, *, now: dt.datetime) 
     Raises:
         ConflictError: others took every number that we tried.
     """
-    last = _used(objects, fleet)
+    last = listed(objects, fleet).used
     for number in range(last + 1, min(last + _TRIES, _MAX_NUMBER) + 1):
         release = Release(
             fleet,

@@ -896,7 +896,7 @@ def test_a_group_of_nothing_is_refused_and_can_be_tried_again(fleets):
         client(place).set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=1)
         place.until(lambda: place.healthy() == 1)
         assert deploy(place, 2).outcome is Outcome.RELEASED
-        assert releases.latest(place.objects, "web") == 2
+        assert releases.listed(place.objects, "web").latest == 2
 
 
 def test_a_rollback_may_take_an_hour(place):
@@ -950,7 +950,7 @@ def test_who_loses_the_lock_to_a_fast_clock_goes_on_as_a_judge(place):
     assert verdict.outcome is Outcome.RELEASED
     assert any("goes on as a judge" in getattr(one, "text", "") for one in place.facts)
     assert len(place.gateways.refreshes.newest("web", 10)) == 1
-    assert releases.latest(place.objects, "web") == 2
+    assert releases.listed(place.objects, "web").latest == 2
 
 
 def test_a_lock_of_another_make_is_named(place):
@@ -971,7 +971,6 @@ def test_a_quiet_round_asks_little(fleets):
         guard = Guard(place.fleet, broken.of(place.gateways), host_of(place, "guard"))
         guard.round()
         assert sorted(broken.calls) == [
-            ("objects", "get"),
             ("objects", "list"),
             ("refreshes", "newest"),
             ("scaling", "activities"),

@@ -106,7 +106,7 @@ def test_killed_at_every_call_it_converges(fleets, monkeypatch, story):
             place.scripts[2] = lambda _launch: script
             verdict, least = killed_and_again(place, monkeypatch, (at, when))
             assert verdict.outcome is expected, where
-            assert releases.latest(place.objects, "web") == 2, where
+            assert releases.listed(place.objects, "web").latest == 2, where
             refreshes = place.gateways.refreshes.newest("web", 10)
             assert len(refreshes) == 1, where
             assert len(place.cloud.ec2.templates[place.template].versions) == 2, where

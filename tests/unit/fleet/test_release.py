@@ -10,7 +10,7 @@ import pytest
 from calve.cache.directory import DirectoryObjects
 from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
 from calve.fleet import release as module
-from calve.fleet.release import Content, Release, create, latest, read
+from calve.fleet.release import Content, Listed, Release, create, listed, read
 
 NOW = dt.datetime(2026, 3, 1, 12, 0, tzinfo=dt.UTC)
 SYSTEM = f"/nix/store/{'a' * 32}-nixos-system"
@@ -120,7 +120,7 @@ def test_names_that_a_fleet_can_have(objects, fleet):
     "fleet", ["", "-a", "Web", "a_b", "a/b", "..", "a\n", "\u0663", "a" * 64, "*"]
 )
 def test_names_that_no_fleet_has(objects, fleet):
-    for act in (make, latest, lambda objects, fleet: read(objects, fleet, 1)):
+    for act in (make, listed, lambda objects, fleet: read(objects, fleet, 1)):
         with pytest.raises(UsageError, match="no fleet's name") as caught:
             act(objects, fleet)
         assert caught.value.hint
@@ -130,11 +130,11 @@ def test_names_that_no_fleet_has(objects, fleet):
 
 
 def test_numbers_go_up_by_one_in_each_fleet(objects):
-    assert latest(objects, "web") == 0
+    assert listed(objects, "web").latest == 0
     assert [make(objects).number for _ in range(3)] == [1, 2, 3]
     assert make(objects, "web-2").number == 1
-    assert latest(objects, "web") == 3
-    assert latest(objects, "web-2") == 1
+    assert listed(objects, "web").latest == 3
+    assert listed(objects, "web-2").latest == 1
     assert read(objects, "web", 2).number == 2
     for number in (0, 4):
         with pytest.raises(NotFoundError):
@@ -146,13 +146,15 @@ def test_other_objects_beside_them_do_not_count(objects):
     for name in ("00000009.json.bak", "9.json", "000000009.json", "latest.json", "00000008/x.json"):
         objects.put(f"fleets/web/releases/{name}", b"")
     objects.put("fleets/web/rollouts/00000007.json", b"")
-    assert latest(objects, "web") == 1
+    assert listed(objects, "web").latest == 1
     assert make(objects).number == 2
 
 
 def test_a_number_that_another_took_meanwhile_is_left_to_them(objects, monkeypatch):
     theirs = make(objects, manifest="1" * 64)
-    monkeypatch.setattr(module, "_used", lambda *_: 0)  # asked before theirs was there
+    monkeypatch.setattr(
+        module, "listed", lambda *_: Listed((), {})
+    )  # asked before theirs was there
     ours = make(objects)
     assert (theirs.number, ours.number) == (1, 2)
     assert read(objects, "web", 1) == theirs
@@ -180,7 +182,7 @@ def test_many_at_once_get_a_number_each(objects):
 def test_who_gets_none_is_told_to_try_again(objects, monkeypatch):
     for _ in range(module._TRIES):
         make(objects)
-    monkeypatch.setattr(module, "_used", lambda *_: 0)
+    monkeypatch.setattr(module, "listed", lambda *_: Listed((), {}))
     with pytest.raises(ConflictError, match="web") as caught:
         make(objects)
     assert caught.value.hint
@@ -210,5 +212,5 @@ def test_a_record_that_is_too_long_is_not_read(objects):
 def test_the_number_of_a_record_that_was_removed_is_not_used_again(objects):
     make(objects)
     objects.put("fleets/web/releases/00000002/verdict.json", b"")
-    assert latest(objects, "web") == 1
+    assert listed(objects, "web").latest == 1
     assert make(objects).number == 3

@@ -178,7 +178,7 @@ def test_the_observer_sees_what_became_of_it(account, store, pushed):
     make(releaser, pushed, store[1])
     ends.write(releaser, Verdict("web", 1, Outcome.RELEASED, "", "cli", NOW))
     observer = account.role(Role.OBSERVER)
-    assert release.latest(observer, "web") == 1
+    assert release.listed(observer, "web").latest == 1
     assert ends.read(observer, "web", 1).outcome is Outcome.RELEASED
     assert list(roots.list_roots(observer))
     assert observer.head(f"manifests/{pushed}.json.zst")
