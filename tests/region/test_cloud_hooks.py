@@ -236,9 +236,6 @@ def test_the_gateway_reads_back_what_it_put(place):
         Hook("up", launching=True, heartbeat_s=300, abandons=False),
         Hook("down", launching=False, heartbeat_s=60, abandons=True),
     )
-    place.groups.delete_hook("web", "down")
-    with pytest.raises(NotFoundError, match="No Lifecycle Hook found with name: down"):
-        place.groups.delete_hook("web", "down")
     with pytest.raises(NotFoundError, match="AutoScalingGroup name not found"):
         place.groups.hooks("other")
 
@@ -351,7 +348,7 @@ def test_a_departing_machine_is_held_and_a_deleted_hook_lets_it_go(place):
     place.raw.set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=0)
     until(lambda: place.states() == {name: "Terminating:Wait"})
     assert place.machines.running(name)
-    place.groups.delete_hook("web", "down")
+    place.raw.delete_lifecycle_hook(AutoScalingGroupName="web", LifecycleHookName="down")
     until(lambda: place.states() == {})
 
 
@@ -537,6 +534,6 @@ def test_metadata_says_where_the_group_wants_the_machine(place):
     place.raw.set_desired_capacity(AutoScalingGroupName="web", DesiredCapacity=0)
     until(lambda: place.states() == {name: "Terminating:Wait"})
     assert told() == b"Terminated"
-    place.groups.delete_hook("web", "down")
+    place.raw.delete_lifecycle_hook(AutoScalingGroupName="web", LifecycleHookName="down")
     until(lambda: place.states() == {})
     assert told() == 404

@@ -191,15 +191,6 @@ class AutoScaling:
         answer = self._client.describe_lifecycle_hooks(AutoScalingGroupName=name)
         return tuple(map(_hook, answer["LifecycleHooks"]))
 
-    @needs("autoscaling:DeleteLifecycleHook")
-    def delete_hook(self, name: str, hook: str) -> None:
-        """Delete a group's lifecycle hook by its name; what it holds goes on, or is terminated if it launches.
-
-        Raises:
-            NotFoundError: The group has no such hook.
-        """
-        self._client.delete_lifecycle_hook(AutoScalingGroupName=name, LifecycleHookName=hook)
-
     @needs("autoscaling:DescribeScalingActivities")
     def activities(
         self, name: str, *, most: int = 100, since: datetime.datetime | None = None

@@ -195,11 +195,7 @@ def _from_service(error: Any, actions: tuple[str, ...]) -> CalveError:
 def _is_absent(code: str, message: str) -> bool:
     """Say whether this is about a thing that does not exist; Auto Scaling has no code of its own for that."""
     if code == "ValidationError":
-        return (
-            "not found" in message
-            or "does not exist" in message
-            or message.startswith("No Lifecycle Hook found")
-        )
+        return "not found" in message or "does not exist" in message
     return "NotFound" in code or code == "NoSuchEntity"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from calve.cli import common, fleet_options, rolling
 from calve.cli.session import Session
@@ -63,17 +63,20 @@ def run(options: argparse.Namespace, session: Session) -> int:
     from calve.infra.adopt import changes, warnings
 
     with (
-        fleet_options.open_fleet(session, options) as there,
+        fleet_options.open_fleet(session, options, group=options.group) as there,
         common.listen(session, options) as progress,
     ):
         sources = Sources.of(there.gateways, there.aws)
-        name, wants = options.group or there.fleet.group, wanted(there, hook=options.hook)
+        name, wants = there.fleet.group, wanted(there, hook=options.hook)
         facts = gather(sources, name, wants)
         found, told = changes(facts), (*warnings(facts), *_of_file(there, name))
+        asks = bool(found) and not options.dry_run and not options.yes
         if not options.json:
-            _show(session, found, told, dry_run=options.dry_run)
+            _show(session, session.out, found, told, dry_run=options.dry_run)
+        elif asks:
+            _show(session, session.err, found, told)
         if found and not options.dry_run:
-            if not options.yes:
+            if asks:
                 rolling.confirm(session, f"make {common.plural(len(found), 'change')} to {name}?")
             _make(session, sources, facts, found, progress)
             facts = gather(sources, name, wants)
@@ -198,9 +201,11 @@ def _role(sources: Sources, live: TemplateVersion) -> Role | None:
 
 def _sick(sources: Sources, group: Group) -> tuple[str, ...]:
     """Return the machines in service that a balancer's check fails."""
+    from calve.rollout.observe import health_of
+
     serving = {one.id for one in group.instances if one.lifecycle == "InService"}
-    seen = (one for arn in group.target_groups for one in sources.gateways.elb.health(arn))
-    return tuple(sorted({one.id for one in seen if one.state == "unhealthy"} & serving))
+    health = health_of(sources.gateways.elb, group.target_groups)
+    return tuple(sorted(one for one in serving & health.keys() if health[one].state == "unhealthy"))
 
 
 # Acting
@@ -266,21 +271,27 @@ def _make(
 def _of_file(there: Opened, name: str) -> Iterable[Warned]:
     from calve.infra.adopt import Warned
 
-    if name != there.fleet.group:
-        text = f"the fleet file says that the group is {there.fleet.group}"
+    said = there.config.fleets[there.fleet.name].group
+    if name != said and not said.startswith("tag:"):
+        text = f"the fleet file says that the group is {said}"
         yield Warned("fleet-file", text, f'group = "{name}" in [fleet.{there.fleet.name}]')
 
 
 def _show(
-    session: Session, found: tuple[Change, ...], told: tuple[Warned, ...], *, dry_run: bool
+    session: Session,
+    out: IO[str],
+    found: tuple[Change, ...],
+    told: tuple[Warned, ...],
+    *,
+    dry_run: bool = False,
 ) -> None:
     from calve.ui.text import one_line
 
     for one in found:
         text = f"{one.code}: {one.text} ({one.before or 'nothing'} -> {one.after})"
-        session.result(one_line(text))
+        print(one_line(text), file=out, flush=True)
     if not found:
-        session.result("nothing is to be done")
+        print("nothing is to be done", file=out, flush=True)
     elif dry_run:
         session.prose("this is what would be changed; nothing was")
     for each in told:
@@ -298,6 +309,7 @@ def _after(
 ) -> None:
     """Say what the group's template has to say, and what its machines' role needs."""
     from calve.infra.adopt import advice
+    from calve.ui.text import sanitize
 
     policy = "calve iam show machine"
     if facts.role is not None:
@@ -306,7 +318,7 @@ def _after(
         session.document(_document(options, facts, found, told, policy))
         return
     session.prose("for what the group was made with, so that it undoes nothing:")
-    session.result(advice(facts, found).rstrip("\n"))
+    session.result(sanitize(advice(facts, found)).rstrip("\n"))
     role = "the machines' role" if facts.role is None else f"the role {facts.role.name}"
     session.prose(f"{role} needs the policy that `{policy}` prints")
 

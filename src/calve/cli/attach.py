@@ -29,5 +29,5 @@ def run(options: argparse.Namespace, session: Session) -> int:
         common.listen(session, options) as progress,
     ):
         release = rolling.under_way(there)
-        rollout = rolling.taken_up(options, session, there, progress, release)
+        rollout = rolling.taken_up(session, there, progress, release, options.timeout)
         return rolling.finish(options, session, there, release, rollout.run())

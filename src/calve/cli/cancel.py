@@ -6,6 +6,7 @@ import argparse
 
 from calve.cli import common, fleet_options, rolling
 from calve.cli.session import Session
+from calve.errors import NotFoundError
 
 __all__ = ["arguments", "run"]
 
@@ -20,19 +21,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, session: Session) -> int:
     """Cancel, and wait until what is under way has come to its end."""
+    from calve.fleet.verdict import Outcome
+
     with (
         fleet_options.open_fleet(session, options) as there,
         common.listen(session, options) as progress,
     ):
         release = rolling.under_way(there)
         if options.dry_run:
-            session.prose(f"would cancel release {release.number} where it stands")
-            return 0
+            what = f"would cancel release {release.number} where it stands"
+            return rolling.only(options, session, there.fleet.name, "cancel", release, what)
         if not options.yes:
             session.prose("calve rollback would bring the old release back; cancel leaves both")
             rolling.confirm(session, f"cancel release {release.number} where it stands?")
-        there.gateways.refreshes.cancel(there.fleet.group)
-        rollout = rolling.taken_up(options, session, there, progress, release)
+        try:
+            there.gateways.refreshes.cancel(there.fleet.group)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"no instance refresh of release {release.number} is active",
+                place=there.fleet.group,
+                hint="calve status shows where it stands; the next deploy takes its place",
+            ) from error
+        rollout = rolling.taken_up(session, there, progress, release)
         verdict = rollout.run()
         code = rolling.finish(options, session, there, release, verdict)
-        return 0 if verdict is not None and verdict.outcome.value == "cancelled" else code
+        return 0 if verdict is not None and verdict.outcome is Outcome.CANCELLED else code

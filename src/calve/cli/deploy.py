@@ -38,7 +38,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     common.add_jobs(parser)
     common.add_dry_run(parser)
     common.add_json(parser)
-    parser.set_defaults(cache=None)
 
 
 def run(options: argparse.Namespace, session: Session) -> int:
@@ -53,6 +52,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
         found = _plan(options, session, there, system)
         if options.dry_run or not found.changes:
             _show(options, session, found)
+        if not found.changes and not options.dry_run:
+            rolling.tell_github(session, found.fleet, found.live, "unchanged")
         if not found.changes:
             return 0
         _check(options, session, there, system, progress)
@@ -85,7 +86,8 @@ def _plan(options: argparse.Namespace, session: Session, there: Opened, system: 
     from calve.fleet import history
 
     group = there.gateways.scaling.group(there.fleet.group)
-    with diff.Closures(options, session) as closures:
+    config, objects = there.config, there.gateways.objects
+    with diff.Closures(options, session, config=config, objects=objects) as closures:
         found = plan.planned(
             closures, there.fleet, system, image=options.image, machines=group.desired
         )
@@ -110,16 +112,15 @@ def _check(
     from calve.fleet import history
     from calve.nix.storepath import StorePath
     from calve.rollout.facts import Target
-    from calve.rollout.run import description
+    from calve.rollout.run import version_of
 
     objects, name = there.gateways.objects, there.fleet.name
     running, begun = history.live(objects, name), history.under_way(objects, name)
     version = None
     if begun is not None:
         # What is to be gone on with has a refresh of its own, which does not stand against it.
-        template = there.gateways.scaling.group(there.fleet.group).template_id
-        made = template and there.gateways.ec2.find_version(template, description(begun))
-        version = made or None
+        group = there.gateways.scaling.group(there.fleet.group)
+        version = version_of(there.gateways.ec2, group, begun)
     live = None if running is None else StorePath.parse(running.system)
     target = Target(
         version=version,

@@ -96,15 +96,24 @@ class Closures:
     Args:
         options: with `cache`, `store` and `config`; `fleet` for the numbers of releases.
         session: the command's.
+        config: the fleet file, where it was read already.
+        objects: the cache, where it is open already.
     """
 
-    def __init__(self, options: argparse.Namespace, session: Session) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        session: Session,
+        *,
+        config: Config | None = None,
+        objects: Objects | None = None,
+    ) -> None:
         self._options = options
         self._session = session
         self._stack = contextlib.ExitStack()
         self._root: Path = options.store or Path("/")
-        self._opened: Objects | None = None
-        self._config: Config | None = None
+        self._opened = objects
+        self._config = config
 
     def __enter__(self) -> Self:
         return self

@@ -69,19 +69,8 @@ class Row:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "fleet",
-        nargs="?",
-        metavar="FLEET",
-        help="its name in the fleet file (default: all that are there)",
-    )
-    parser.add_argument(
-        "--region",
-        metavar="REGION",
-        help="of AWS (default: that of the bucket's URL, AWS_REGION, or the profile's)",
-    )
+    fleet_options.add_fleet(parser, "all that are there")
     common.add_json(parser)
-    common.add_config(parser)
 
 
 def run(options: argparse.Namespace, session: Session) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calve.cli import common
@@ -31,13 +31,13 @@ class Opened:
     gateways: Gateways
 
 
-def add_fleet(parser: argparse.ArgumentParser) -> None:
+def add_fleet(parser: argparse.ArgumentParser, default: str = "the only one there") -> None:
     """Declare FLEET, --region and --config."""
     parser.add_argument(
         "fleet",
         nargs="?",
         metavar="FLEET",
-        help="its name in the fleet file (default: the only one there)",
+        help=f"its name in the fleet file (default: {default})",
     )
     parser.add_argument(
         "--region",
@@ -80,8 +80,10 @@ def fleet_of(config: Config, name: str | None) -> Fleet:
 
 
 @contextlib.contextmanager
-def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened]:
-    """Open a fleet's bucket and its region."""
+def open_fleet(
+    session: Session, options: argparse.Namespace, *, group: str | None = None
+) -> Iterator[Opened]:
+    """Open a fleet's bucket and its region; `group` is its group's name, where it is not what the fleet file says."""
     from calve.aws.session import Session as AwsSession
     from calve.aws.session import default_region
     from calve.cache import url as urls
@@ -98,5 +100,5 @@ def open_fleet(session: Session, options: argparse.Namespace) -> Iterator[Opened
     aws = AwsSession(region, profile=None if bucket is None else bucket.profile)
     with common.caches(session, [config.cache.url]) as (objects,):
         gateways = Gateways.of(aws, objects)
-        fleet = resolved(fleet, gateways.scaling)
+        fleet = resolved(replace(fleet, group=group or fleet.group), gateways.scaling)
         yield Opened(config, config.cache, fleet, aws, gateways)

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Final
 from calve.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from calve.aws.autoscaling import Group
+    from calve.aws.autoscaling import Group, GroupInstance
     from calve.aws.ec2 import Ec2, TemplateVersion
     from calve.aws.elb import TargetHealth
     from calve.contract.userdata import UserData
     from calve.fleet.config import Fleet
     from calve.rollout.observe import Gateways
 
-__all__ = ["Row", "Seen", "counts", "look", "number", "rows", "span", "targets", "with_version"]
+    Source = tuple[str | None, str | None]
+
+__all__ = ["Row", "Seen", "counts", "look", "number", "rows", "source", "span", "with_version"]
 
 _UNKNOWN: Final = "-"
 
@@ -31,7 +33,8 @@ class Row:
     """A machine of the group.
 
     Attributes:
-        version: of the launch template that it was launched from; None where the group does not say.
+        template: id of the launch template that it was launched from; None where the group does not say.
+        version: that template's; likewise.
         release: that version's; None where it is not of this fleet.
         lifecycle: AWS's word.
         healthy: as the group has it.
@@ -39,6 +42,7 @@ class Row:
     """
 
     id: str
+    template: str | None
     version: str | None
     release: int | None
     zone: str
@@ -90,22 +94,28 @@ class Seen:
     Attributes:
         fleet: whose it is.
         configured: number of the version that it launches from now; None where it has no template.
-        told: what machines of a version are told, by its number; None where that is not ours, or the version is gone.
+        told: what machines are told, by the launch template and the number of its version; None where that is not ours, or the version is gone.
     """
 
     fleet: str
     group: Group
     configured: str | None
-    told: Mapping[str, UserData | None]
+    told: Mapping[Source, UserData | None]
     rows: tuple[Row, ...]
 
     def release(self, version: str | None) -> int | None:
-        """Return the release that a version carries; None where it carries none of this fleet."""
-        return _release(self.fleet, self.told, version)
+        """Return the release that a version of the group's template carries; None where it carries none of this fleet."""
+        return _release(self.fleet, self.told, (self.group.template_id, version))
+
+    def told_of(self, row: Row) -> UserData | None:
+        """Return what a machine was told; None where that is not ours, or the version is gone."""
+        return self.told.get((row.template, row.version))
 
 
 def look(gateways: Gateways, fleet: Fleet) -> Seen:
     """Ask AWS how a fleet's group stands; NotFoundError where the group does not exist."""
+    from calve.rollout.observe import health_of
+
     try:
         group = gateways.scaling.group(fleet.group)
     except NotFoundError as error:
@@ -114,41 +124,47 @@ def look(gateways: Gateways, fleet: Fleet) -> Seen:
             place=fleet.group,
             hint=f"is it in another region (--region), or called otherwise (fleet.{fleet.name}.group)?",
         ) from error
-    found = [one for arn in group.target_groups for one in gateways.elb.health(arn)]
-    wanted = {one.version for one in group.instances if one.version is not None}
-    told: dict[str, UserData | None] = {}
+    health = health_of(gateways.elb, group.target_groups)
+    told: dict[Source, UserData | None] = {}
     configured = None
     if group.template_id is not None:
         now = _version(gateways.ec2, group.template_id, group.version or "$Default")
         if now is not None:
             configured = str(now.number)
-            told[configured] = _told(now)
-        for one in sorted(wanted - told.keys()):
-            told[one] = _told(_version(gateways.ec2, group.template_id, one))
-    return Seen(fleet.name, group, configured, told, rows(fleet.name, group, found, told))
+            told[group.template_id, configured] = _told(now)
+    for one in group.instances:
+        if one.template_id is not None and one.version is not None and source(one) not in told:
+            told[source(one)] = _told(_version(gateways.ec2, one.template_id, one.version))
+    return Seen(fleet.name, group, configured, told, rows(fleet.name, group, health, told))
+
+
+def source(member: GroupInstance) -> Source:
+    """Return what a member was launched from: a launch template's id, and its version."""
+    return member.template_id, member.version
 
 
 def with_version(seen: Seen, ec2: Ec2, version: str) -> Seen:
     """Ask what one more version of the group's launch template carries, unless it is known."""
     template = seen.group.template_id
-    if version in seen.told or template is None:
+    if template is None or (template, version) in seen.told:
         return seen
-    return replace(seen, told={**seen.told, version: _told(_version(ec2, template, version))})
+    told = {**seen.told, (template, version): _told(_version(ec2, template, version))}
+    return replace(seen, told=told)
 
 
 def rows(
     fleet: str,
     group: Group,
-    found: Iterable[TargetHealth],
-    told: Mapping[str, UserData | None],
+    health: Mapping[str, TargetHealth],
+    told: Mapping[Source, UserData | None],
 ) -> tuple[Row, ...]:
     """Join a group's members with their targets and releases; those of no release first, then by release and id."""
-    health = targets(found)
     joined = (
         Row(
             one.id,
+            one.template_id,
             one.version,
-            _release(fleet, told, one.version),
+            _release(fleet, told, source(one)),
             one.zone,
             one.lifecycle,
             one.healthy,
@@ -157,16 +173,6 @@ def rows(
         for one in group.instances
     )
     return tuple(sorted(joined, key=lambda row: (row.release or 0, row.version or "", row.id)))
-
-
-def targets(found: Iterable[TargetHealth]) -> dict[str, TargetHealth]:
-    """Return a health for each machine: of one in several target groups, one that is not healthy."""
-    health: dict[str, TargetHealth] = {}
-    for one in found:
-        there = health.get(one.id)
-        if there is None or there.state == "healthy":
-            health[one.id] = one
-    return health
 
 
 def counts(found: Iterable[Row]) -> list[tuple[int | None, str | None, str, int]]:
@@ -191,8 +197,10 @@ def span(seconds: float | None) -> str:
     return f"{int(left // 86_400)} d"
 
 
-def _release(fleet: str, told: Mapping[str, UserData | None], version: str | None) -> int | None:
-    data = None if version is None else told.get(version)
+def _release(
+    fleet: str, told: Mapping[Source, UserData | None], launched_from: Source
+) -> int | None:
+    data = told.get(launched_from)
     return data.release if data is not None and data.fleet == fleet else None
 
 

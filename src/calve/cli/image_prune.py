@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
-import os
-import select
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +12,7 @@ from calve.cli import common
 from calve.cli import image_options as shared
 from calve.cli.session import Session
 from calve.clock import SYSTEM
-from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
+from calve.errors import ConflictError, DamagedError, NotFoundError
 
 if TYPE_CHECKING:
     from calve.aws.images import SnapshotRow
@@ -24,11 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["arguments", "run"]
 
-_WAIT_S: Final = 0.2
 _IDLE_S: Final = (
     86_400  # a snapshot without an image may be an upload under way, or about to be registered
 )
-_YES: Final = {"y", "yes"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         if not options.json:
             _show(session, found)
         due = any(one.going or one.snapshots for one in found.values())
-        wanted = due and not options.dry_run and _is_wanted(options, session)
+        wanted = due and not options.dry_run and (options.yes or session.asked("remove them?"))
         spared = shared.everywhere(
             session, there if wanted else [], lambda one: _remove(one, found[one.region])
         )
@@ -165,19 +160,6 @@ def _remove(one: Publisher, found: _Found) -> list[str]:
         except ConflictError:
             spared.append(row.id)
     return spared
-
-
-def _is_wanted(options: argparse.Namespace, session: Session) -> bool:
-    """Ask, unless that was answered; UsageError where nobody can be asked."""
-    if options.yes:
-        return True
-    if options.json or not (sys.stdin.isatty() and session.err.isatty()):
-        raise UsageError("nothing was removed: nobody can be asked here", hint="give --yes")
-    print("remove them? [y/N] ", end="", file=session.err, flush=True)
-    while not select.select([sys.stdin], [], [], _WAIT_S)[0]:
-        session.cancel.check()
-    answer = os.read(sys.stdin.fileno(), 1024).decode("utf-8", "replace")
-    return answer.strip().lower() in _YES
 
 
 # Output

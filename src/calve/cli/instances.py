@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from calve.cli import common, fleet_options, fleet_rows
 from calve.cli.session import Session
-from calve.errors import CalveError, NotFoundError, TransientError
+from calve.errors import AccessError, NotFoundError, TransientError
 from calve.tasks import Group
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Heard", "arguments", "hear", "last", "launched", "run"]
 
-_REPORT_BYTES: Final = 64 * 1024
 _REPORTS: Final = 16
 """Reports that are asked for at once."""
 _CONSOLES: Final = 2
@@ -94,17 +93,19 @@ def hear(gateways: Gateways, seen: Seen, cancel: Cancel, *, consoles: bool) -> d
         cancel: ends it.
         consoles: a machine that is booting has written no report, and costs a call of EC2's.
     """
+    from calve.rollout.observe import report_of
+
     heard: dict[str, Heard] = {}
 
     def report(row: Row) -> None:
-        text = _report(gateways, seen, row)
+        text = report_of(gateways.objects, seen.told_of(row), row.id)
         if text:
             heard[row.id] = _heard("report", text)
 
     def console(row: Row) -> None:
         try:
             text = gateways.ec2.console(row.id)
-        except (NotFoundError, TransientError):
+        except (AccessError, NotFoundError, TransientError):
             return
         if text:
             heard[row.id] = _heard("console", text)
@@ -118,22 +119,6 @@ def hear(gateways: Gateways, seen: Seen, cancel: Cancel, *, consoles: bool) -> d
                 if row.id not in heard:
                     group.spawn(console, row)
     return heard
-
-
-def _report(gateways: Gateways, seen: Seen, row: Row) -> str:
-    """Return a machine's report, foreign text; "" where there is none."""
-    from calve.cache.objects import is_missing
-
-    data = None if row.version is None else seen.told.get(row.version)
-    if data is None or not data.reports:
-        return ""
-    try:
-        text = gateways.objects.get(data.report_key(row.id), _REPORT_BYTES)
-    except CalveError as error:
-        if is_missing(error) or isinstance(error, TransientError):
-            return ""
-        raise
-    return text.decode("utf-8", "replace")
 
 
 def _heard(source: str, text: str) -> Heard:

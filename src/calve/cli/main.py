@@ -135,7 +135,7 @@ def report(error: CalveError, session: Session) -> None:
     from calve.ui.text import sanitize
 
     if isinstance(error, CancelledError):
-        session.prose("interrupted")
+        session.prose(error.message)
         return
     session.prose(sanitize(f"error: {error}"))
     if error.hint:

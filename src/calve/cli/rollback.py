@@ -10,6 +10,7 @@ from calve.cli.session import Session
 from calve.errors import ConflictError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from calve.aws.refreshes import Refresh
     from calve.cli.fleet_options import Opened
     from calve.fleet.release import Release
     from calve.progress import Progress
@@ -35,9 +36,8 @@ def run(options: argparse.Namespace, session: Session) -> int:
     """Roll back."""
     from calve.cache import manifest as manifests
     from calve.fleet.release import Content
-    from calve.rollout.deploy import settle
     from calve.rollout.facts import Target
-    from calve.rollout.run import Host
+    from calve.rollout.run import version_of
 
     with (
         fleet_options.open_fleet(session, options) as opened,
@@ -46,20 +46,17 @@ def run(options: argparse.Namespace, session: Session) -> int:
         there = rolling.rules_of(options, opened)
         active = there.gateways.refreshes.newest(there.fleet.group)
         if options.to is None and active and active[0].can_roll_back:
-            return _take_back(options, session, there, progress)
-        settle(there.fleet, there.gateways, Host(progress=progress, cancel=session.cancel))
-        target = _target(options, there)
+            return _take_back(options, session, there, progress, active[0])
+        target = _target(options, session, there)
         manifest = manifests.read(there.gateways.objects, target.manifest)
-        image = _image(there, target)
-        rolling.check(
-            session,
-            there,
-            Target(manifest, image=image, release=target, cache=there.cache.url),
-            progress,
-        )
+        group = there.gateways.scaling.group(there.fleet.group)
+        booted = version_of(there.gateways.ec2, group, target)
+        image = target.image or (None if booted is None else booted.image_id)
+        asked = Target(manifest, image=image, release=target, cache=there.cache.url)
+        rolling.check(session, there, asked, progress)
         if options.dry_run:
-            session.prose(f"would release {target.system} of release {target.number} again")
-            return 0
+            what = f"would release {target.system} of release {target.number} again"
+            return rolling.only(options, session, there.fleet.name, "again", target, what)
         if not options.yes:
             rolling.confirm(session, f"put {target.system} of release {target.number} on again?")
         content = Content(
@@ -69,39 +66,47 @@ def run(options: argparse.Namespace, session: Session) -> int:
 
 
 def _take_back(
-    options: argparse.Namespace, session: Session, there: Opened, progress: Progress
+    options: argparse.Namespace,
+    session: Session,
+    there: Opened,
+    progress: Progress,
+    active: Refresh,
 ) -> int:
     """Give the reason and watch: the rollout's next round calls the rollback."""
     from calve.clock import SYSTEM
     from calve.fleet import ends
-    from calve.fleet.verdict import Reason
+    from calve.fleet.verdict import Outcome, Reason
 
     release = rolling.under_way(there)
-    _check_active(there, release)
+    _check_active(there, release, active)
     if options.dry_run:
-        session.prose(f"would roll release {release.number} back")
-        return 0
+        what = f"would roll release {release.number} back"
+        return rolling.only(options, session, there.fleet.name, "roll-back", release, what)
     if not options.yes:
         rolling.confirm(session, f"roll release {release.number} back?")
     reason = Reason("operator", "an operator called the rollback", (), "operator", SYSTEM.now())
     ends.write_reason(there.gateways.objects, release.fleet, release.number, reason)
-    rollout = rolling.taken_up(options, session, there, progress, release)
+    rollout = rolling.taken_up(session, there, progress, release, options.timeout)
     verdict = rollout.run(detach=options.detach)
-    code = rolling.finish(options, session, there, release, verdict)
-    # What was asked for has come about: that is no failure here.
-    return 0 if code == 9 else code
+    code = rolling.finish(options, session, there, release, verdict, begun="rolling-back")
+    if verdict is None or verdict.outcome is Outcome.ROLLED_BACK:
+        return 0  # what was asked for has come about: that is no failure here
+    if verdict.outcome is Outcome.RELEASED:
+        raise ConflictError(
+            f"release {release.number} had gone through before it could be taken back",
+            place=there.fleet.name,
+            hint="calve rollback once more puts the closure before it on the fleet",
+        )
+    return code
 
 
-def _check_active(there: Opened, release: Release) -> None:
+def _check_active(there: Opened, release: Release, active: Refresh) -> None:
     """Raise ConflictError where the active refresh is not the release's: its reason would be about another."""
-    from calve.rollout.run import description
+    from calve.rollout.run import version_of
 
-    gateways, group = there.gateways, there.gateways.scaling.group(there.fleet.group)
-    version = group.template_id and gateways.ec2.find_version(
-        group.template_id, description(release)
-    )
-    (active,) = gateways.refreshes.newest(there.fleet.group)
-    if not version or not active.goes_to(version.template_id, version.number):
+    group = there.gateways.scaling.group(there.fleet.group)
+    version = version_of(there.gateways.ec2, group, release)
+    if version is None or not active.goes_to(version.template_id, version.number):
         raise ConflictError(
             f"the active instance refresh is not that of release {release.number}",
             place=there.fleet.group,
@@ -109,24 +114,16 @@ def _check_active(there: Opened, release: Release) -> None:
         )
 
 
-def _image(there: Opened, release: Release) -> str | None:
-    """Return what a release's machines booted; None where its launch template version is gone."""
-    from calve.rollout.run import description
-
-    if release.image is not None:
-        return release.image
-    template = there.gateways.scaling.group(there.fleet.group).template_id
-    made = template and there.gateways.ec2.find_version(template, description(release))
-    return made.image_id if made else None
-
-
-def _target(options: argparse.Namespace, there: Opened) -> Release:
+def _target(options: argparse.Namespace, session: Session, there: Opened) -> Release:
     from calve.fleet import history
     from calve.fleet import release as releases
     from calve.fleet.verdict import Outcome
+    from calve.rollout.deploy import unsettled
+    from calve.rollout.run import Host
 
     objects, fleet = there.gateways.objects, there.fleet.name
-    live = history.live(objects, fleet)
+    through = unsettled(there.fleet, there.gateways, Host(cancel=session.cancel))
+    live = through or history.live(objects, fleet)
     if options.to is not None:
         found = releases.read(objects, fleet, options.to)
         if live is not None and _same(found, live):
@@ -137,8 +134,8 @@ def _target(options: argparse.Namespace, there: Opened) -> Release:
         for one in history.recent(objects, fleet)
         if one.verdict is not None and one.verdict.outcome is Outcome.RELEASED
     ]
-    for one in released[1:]:
-        if live is not None and not _same(one, live):
+    for one in released:
+        if live is not None and one.number < live.number and not _same(one, live):
             return one
     raise NotFoundError(
         "no earlier release went well",

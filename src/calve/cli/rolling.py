@@ -26,9 +26,11 @@ __all__ = [
     "check",
     "confirm",
     "finish",
+    "only",
     "put",
     "rules_of",
     "taken_up",
+    "tell_github",
     "under_way",
 ]
 
@@ -75,6 +77,8 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
 
 def rules_of(options: argparse.Namespace, there: Opened) -> Opened:
     """Return the fleet with what the command line says otherwise; UsageError where the two do not go together."""
+    from calve.fleet.config import MOST_BAKE_S
+
     rollout = there.fleet.rollout
     given = {
         "strategy": options.strategy,
@@ -85,6 +89,11 @@ def rules_of(options: argparse.Namespace, there: Opened) -> Opened:
     rollout = replace(
         rollout, **{name: value for name, value in given.items() if value is not None}
     )
+    if options.min_healthy is not None and options.max_healthy is None:
+        most = min(rollout.max_healthy_percent, rollout.min_healthy_percent + 100)
+        rollout = replace(rollout, max_healthy_percent=most)
+    if rollout.bake_s > MOST_BAKE_S:
+        raise UsageError(f"--bake must be at most {MOST_BAKE_S // 3600}h")
     if rollout.max_healthy_percent - rollout.min_healthy_percent > 100:
         raise UsageError("--max-healthy must not be more than 100 above --min-healthy")
     return replace(there, fleet=replace(there.fleet, rollout=rollout))
@@ -92,13 +101,7 @@ def rules_of(options: argparse.Namespace, there: Opened) -> Opened:
 
 def confirm(session: Session, question: str) -> None:
     """Ask on the terminal; UsageError where there is none, CancelledError where the answer is not yes."""
-    import sys
-
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked", hint="--yes goes ahead without a question")
-    session.err.write(f"{question} [y/N] ")
-    session.err.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if not session.asked(question):
         raise CancelledError("nothing was changed")
 
 
@@ -167,6 +170,23 @@ def _run(session: Session, rollout: Rollout, *, detach: bool) -> Verdict | None:
         raise
 
 
+def only(
+    options: argparse.Namespace,
+    session: Session,
+    fleet: str,
+    action: str,
+    release: Release,
+    what: str,
+) -> int:
+    """Say what a dry run would do to a release; return the exit code."""
+    if options.json:
+        body = {"fleet": fleet, "release": release.number, "system": release.system}
+        session.document({**body, "dry_run": True, "would": action})
+    else:
+        session.prose(what)
+    return 0
+
+
 def under_way(there: Opened) -> Release:
     """Return the release that has no verdict yet; NotFoundError where there is none."""
     from calve.fleet import history
@@ -182,17 +202,17 @@ def under_way(there: Opened) -> Release:
 
 
 def taken_up(
-    options: argparse.Namespace,
     session: Session,
     there: Opened,
     progress: Progress,
     release: Release,
+    timeout_s: int | None = None,
 ) -> Rollout:
     """Return a rollout that another run began, to be watched and judged from here on."""
     from calve.rollout import start
     from calve.rollout.run import Host, Rollout, Settings
 
-    settings = Settings(rules=start.rules(there.fleet, getattr(options, "timeout", None)))
+    settings = Settings(rules=start.rules(there.fleet, timeout_s))
     host = Host(progress=progress, cancel=session.cancel)
     return Rollout(release, there.fleet.group, there.gateways, settings, host)
 
@@ -203,20 +223,32 @@ def finish(
     there: Opened,
     release: Release,
     verdict: Verdict | None,
+    *,
+    begun: str = "started",
 ) -> int:
-    """Print what came of a release, tell GitHub where it runs us, and return the exit code."""
+    """Print what came of a release, tell GitHub where it runs us, and return the exit code.
+
+    Args:
+        options: the command's.
+        session: likewise.
+        there: the fleet.
+        release: which.
+        verdict: None where it goes on.
+        begun: what is said of one that goes on.
+    """
     from calve.fleet.verdict import Outcome
     from calve.ui.text import one_line, sanitize
 
     went_well = verdict is None or verdict.outcome is Outcome.RELEASED
-    changed = None if went_well else _changed(there, release)
-    document = _document(release, verdict, changed)
-    _tell_github(document)
+    changed = None if went_well else _changed(session, there, release)
+    document = _document(release, verdict, changed, begun)
+    reason = None if verdict is None else verdict.reason
+    text = "" if reason is None else reason.text
+    tell_github(session, release.fleet, release.number, document["outcome"], text)
     if options.json:
         session.document(document)
         return 0 if verdict is None else verdict.outcome.exit_code
     session.result(one_line(f"release {release.number} {document['outcome']}"))
-    reason = None if verdict is None else verdict.reason
     if reason is not None:
         session.prose(one_line(f"reason: {reason.text}"))
         for line in reason.failures[0].lines if reason.failures else ():
@@ -229,45 +261,49 @@ def finish(
     return 0 if verdict is None else verdict.outcome.exit_code
 
 
-def _changed(there: Opened, release: Release) -> Difference | None:
-    """Return what a release had changed against the live one; None where a manifest is gone, or nothing is live."""
+def _changed(session: Session, there: Opened, release: Release) -> Difference | None:
+    """Return what a release had changed against the live one; None where nothing is live, or that cannot be said."""
     from calve.cache import manifest as manifests
     from calve.fleet import history
     from calve.fleet.difference import difference
 
     objects = there.gateways.objects
-    live = history.live(objects, release.fleet)
-    if live is None or live.manifest == release.manifest:
-        return None
     try:
+        live = history.live(objects, release.fleet)
+        if live is None or live.manifest == release.manifest:
+            return None
         return difference(*(manifests.read(objects, one.manifest) for one in (live, release)))
     except NotFoundError:
+        return None
+    except CalveError as error:
+        session.prose(f"what it had changed cannot be said: {error}")
         return None
 
 
 def _document(
-    release: Release, verdict: Verdict | None, changed: Difference | None
+    release: Release, verdict: Verdict | None, changed: Difference | None, begun: str
 ) -> dict[str, Any]:
     return {
         "fleet": release.fleet,
         "release": release.number,
         "system": release.system,
-        "outcome": "started" if verdict is None else verdict.outcome.value,
+        "outcome": begun if verdict is None else verdict.outcome.value,
         "verdict": None if verdict is None else verdict.document(),
         "difference": None if changed is None else changed.document(),
     }
 
 
-def _tell_github(document: dict[str, Any]) -> None:
+def tell_github(
+    session: Session, fleet: str, release: int | None, outcome: str, reason: str = ""
+) -> None:
     """Set the outputs `release` and `outcome` of a step of GitHub Actions, and its summary."""
     from calve.ui.text import one_line
 
-    reason = (document["verdict"] or {}).get("reason") or {}
     lines = {
-        "GITHUB_OUTPUT": f"release={document['release']}\noutcome={document['outcome']}\n",
+        "GITHUB_OUTPUT": f"release={release or ''}\noutcome={outcome}\n",
         "GITHUB_STEP_SUMMARY": (
-            f"**{document['fleet']}** release {document['release']}: {document['outcome']}\n\n"
-            + (f"    {one_line(reason['text'])}\n" if reason else "")
+            f"**{fleet}** release {release or '-'}: {outcome}\n\n"
+            + (f"    {one_line(reason)}\n" if reason else "")
         ),
     }
     for name, text in lines.items():
@@ -277,4 +313,4 @@ def _tell_github(document: dict[str, Any]) -> None:
                 with Path(path).open("a", encoding="utf-8") as file:
                     file.write(text)
             except OSError as error:
-                raise CalveError(f"cannot write: {error.strerror}", place=f"${name}") from error
+                session.prose(f"${name} cannot be written: {error.strerror}")

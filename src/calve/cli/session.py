@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sys
 import threading
 from collections.abc import Callable
 from typing import IO, Any
 
-from calve.errors import CalveError, CancelledError
+from calve.errors import CalveError, CancelledError, UsageError
 from calve.tasks import Cancel, limit_arenas
 
 __all__ = ["Session"]
+
+_WAIT_S = 0.2
 
 
 class Session:
@@ -56,6 +60,24 @@ class Session:
         encoding = getattr(self.out, "encoding", None) or ""
         plain = not encoding.lower().startswith("utf")
         self.result(json.dumps(body, indent=2, ensure_ascii=plain))
+
+    def asked(self, question: str) -> bool:
+        """Ask on the terminal; say whether the answer is yes.
+
+        Raises:
+            UsageError: nobody is there to be asked.
+            CancelledError: somebody pressed Ctrl-C.
+        """
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "nobody is there to be asked", hint="--yes goes ahead without a question"
+            )
+        print(f"{question} [y/N] ", end="", file=self.err, flush=True)
+        while not select.select([sys.stdin], [], [], _WAIT_S)[0]:
+            self.cancel.check()
+        answer = os.read(sys.stdin.fileno(), 1024).decode("utf-8", "replace")
+        self.cancel.check()
+        return answer.strip().lower() in {"y", "yes"}
 
     def interrupt(self) -> None:
         """Cancel: what runs comes to an orderly end."""

@@ -123,9 +123,15 @@ def warnings(status: Status) -> Iterator[Warned]:
             f"the group launches from {version}, not from a numbered version",
             "calve adopt puts it on a number: from $Latest and $Default nothing can be rolled back",
         )
-    staying = Counter(row.version or "none" for row in seen.rows if not row.leaving)
+    staying = Counter(
+        (row.template or "", row.version or "none") for row in seen.rows if not row.leaving
+    )
     if len(staying) > 1 and not status.active:
-        each = ", ".join(f"{count} of version {name}" for name, count in sorted(staying.items()))
+        several = len({template for template, _ in staying}) > 1
+        each = ", ".join(
+            f"{count} of version {version}{f' of {template}' if several else ''}"
+            for (template, version), count in sorted(staying.items())
+        )
         yield Warned(
             "mixed",
             f"machines differ, and no instance refresh is under way: {each}",

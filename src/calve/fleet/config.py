@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE_NAME",
+    "FLEET_NAME",
     "MOST_ALARMS",
+    "MOST_BAKE_S",
     "Cache",
     "Command",
     "Config",
@@ -45,10 +47,12 @@ FILE_NAME = "calve.toml"
 E = TypeVar("E", bound=StrEnum)
 
 _MAX_BYTES = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+FLEET_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""Lower-case letters, digits and -, at most 63: it stands in keys, tags and descriptions."""
 _DURATION = re.compile(r"(?=[0-9])(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _MAX_WARMUP_S = 2 * 3600
-_MAX_BAKE_S = 48 * 3600  # Auto Scaling's bound
+MOST_BAKE_S = 48 * 3600
+"""Auto Scaling's bound."""
 MOST_ALARMS = 10
 """That Auto Scaling takes."""
 _ARN = re.compile(r"arn:aws[a-z-]*:(ssm|secretsmanager):([a-z0-9-]{1,40}):[0-9]{12}:.+")
@@ -265,8 +269,10 @@ class _Reader:
         fleets = {}
         for name, table in tables.items():
             path = f"fleet.{name}"
-            if not _NAME.fullmatch(name):
-                raise self._wrong(path, "a fleet's name has letters, digits, - and _, at most 63")
+            if not FLEET_NAME.fullmatch(name):
+                raise self._wrong(
+                    path, "a fleet's name has lower-case letters, digits and -, at most 63"
+                )
             fleets[name] = self._fleet(name, convert(table, FleetTable, path, self._path), path)
         return Config(self._path, cache, fleets)
 
@@ -367,9 +373,9 @@ class _Reader:
             raise self._wrong(
                 f"{path}.max-healthy", "must not be more than 100 above min-healthy"
             )  # Auto Scaling's rule
-        bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, _MAX_BAKE_S)
+        bake_s = self._duration(table.bake, f"{path}.bake", "2m", 0, MOST_BAKE_S)
         warmup_s = self._duration(table.warm_up, f"{path}.warm-up", "30s", 0, _MAX_WARMUP_S)
-        canary_s = self._duration(table.canary, f"{path}.canary", "5m", 0, _MAX_BAKE_S)
+        canary_s = self._duration(table.canary, f"{path}.canary", "5m", 0, MOST_BAKE_S)
         if len(table.alarms) > MOST_ALARMS:
             raise self._wrong(f"{path}.alarms", f"must be at most {MOST_ALARMS}")
         return Rollout(

@@ -18,13 +18,13 @@ from calve.cache.objects import Objects
 from calve.contract.health import Health
 from calve.contract.userdata import Hook, UserData
 from calve.errors import ConflictError, DamagedError, UsageError
+from calve.fleet.config import FLEET_NAME
 from calve.nix.storepath import StorePath
 
 __all__ = ["Content", "Listed", "Release", "create", "listed", "prefix", "read"]
 
 VERSION = 1
 _LIMIT_BYTES = 64 * 1024
-_FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _OBJECT = re.compile(r"fleets/[^/]+/releases/([0-9]{8})(?:/(reason|tripped|verdict))?\.json")
 _TRIES = 32
 _MAX_NUMBER = 99_999_999  # 8 digits
@@ -182,7 +182,7 @@ class Listed:
 
 
 def _fleet(text: str) -> str:
-    if not _FLEET.fullmatch(text):
+    if not FLEET_NAME.fullmatch(text):
         raise DamagedError(f"{text[:100]!r} is no fleet's name")
     return text
 
@@ -193,7 +193,7 @@ def _system(text: str) -> str:
 
 def prefix(fleet: str) -> str:
     """Return how the keys of a fleet's releases begin; UsageError where it is no fleet's name."""
-    if not _FLEET.fullmatch(fleet):
+    if not FLEET_NAME.fullmatch(fleet):
         raise UsageError(
             f"{fleet!r} is no fleet's name", hint="lower-case letters, digits and -, at most 63"
         )

@@ -26,7 +26,7 @@ from calve.nix.storepath import STORE_DIR, StorePath
 from calve.progress import Note, Progress, Step, silent
 from calve.tasks import Cancel
 
-__all__ = ["Installable", "Source", "build", "parse"]
+__all__ = ["Installable", "Source", "attribute", "build", "parse"]
 
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 1 << 20
@@ -49,6 +49,11 @@ class Installable:
 Source = StorePath | Installable
 
 
+def attribute(system: str) -> str:
+    """Return the attribute of a flake that is built: of a NixOS configuration its toplevel."""
+    return system + (_TOPLEVEL if _NIXOS.fullmatch(system) else "")
+
+
 def parse(system: str, base: Path, root: Path = Path("/")) -> Source:
     """Say what a system's text means; only links are looked at.
 
@@ -61,7 +66,7 @@ def parse(system: str, base: Path, root: Path = Path("/")) -> Source:
         UsageError: it is nothing that leads to a system.
     """
     if "#" in system or _FLAKE.match(system):
-        return Installable(system + (_TOPLEVEL if _NIXOS.fullmatch(system) else ""))
+        return Installable(attribute(system))
     path = base / system
     with contextlib.suppress(DamagedError):
         found = follow(str(path), root)

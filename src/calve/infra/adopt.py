@@ -7,6 +7,7 @@ Source: Amazon EC2 Auto Scaling API reference, UpdateAutoScalingGroup; User Guid
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -345,7 +346,7 @@ def _of_group(facts: Facts) -> Iterator[Warned]:
             "warm-pool",
             "the group has a warm pool: its machines keep the release that they were launched with until a refresh"
             " comes to them, and launch hooks run twice",
-            f"aws autoscaling delete-warm-pool --auto-scaling-group-name {group.name}",
+            f"aws autoscaling delete-warm-pool --auto-scaling-group-name {shlex.quote(group.name)}",
         )
     if facts.sick and _wants_balancer(facts):
         yield Warned(
@@ -397,7 +398,7 @@ def advice(facts: Facts, made: tuple[Change, ...]) -> str:
     """
     group = facts.group
     if _STACK in group.tags:
-        return _CLOUDFORMATION.format(stack=group.tags[_STACK], group=group.name)
+        return _CLOUDFORMATION.format(stack=group.tags[_STACK], group=shlex.quote(group.name))
     names = (FLEET_TAG, REPORTS_TAG, HOOK_TAG, ALARMS_TAG)
     tags = {name: group.tags[name] for name in names if name in group.tags}
     text = keep_release(group.name, facts.template.id, facts.live.number, tags=tags)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 from calve.errors import UsageError
+from calve.fleet.config import FLEET_NAME
 
 if TYPE_CHECKING:
     from calve.fleet.config import Cache, Fleet, KeySource
@@ -29,7 +30,6 @@ PLACEHOLDERS: Final = {
 
 _ACCOUNT = re.compile(r"[0-9]{12}")
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[!-~]{1,512}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _GROUP = re.compile(r"[!-9;-~][ -9;-~]{0,254}")  # Auto Scaling's: no colon
 _GLOBS = re.compile(r"[*?$]")
 
@@ -67,7 +67,7 @@ class Scope:
         for name, pattern, what in (
             ("account", _ACCOUNT, "an account's id, 12 digits"),
             ("machine_role", _ROLE, "a role's ARN, arn:aws:iam::123456789012:role/NAME"),
-            ("fleet", _NAME, "a fleet's name"),
+            ("fleet", FLEET_NAME, "a fleet's name"),
             ("group", _GROUP, "an Auto Scaling group's name"),
         ):
             value = getattr(self, name)

@@ -17,7 +17,7 @@ from typing import Final
 
 from calve.errors import CalveError, UsageError
 from calve.fleet import keys
-from calve.fleet.config import FILE_NAME, Config, File, parse
+from calve.fleet.config import FILE_NAME, FLEET_NAME, Config, File, parse
 from calve.infra.workflow import Workflow
 from calve.nix.signing import SecretKey
 
@@ -26,7 +26,6 @@ __all__ = ["KEY_FILE", "WORKFLOW_FILE", "Begun", "Did", "Project", "Start", "beg
 KEY_FILE: Final = "cache.sec"
 WORKFLOW_FILE: Final = ".github/workflows/calve.yml"
 _IGNORE_FILE: Final = ".gitignore"
-_FLEET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 _REGION = re.compile(r"[a-z0-9\-]{1,40}")
 
@@ -64,7 +63,11 @@ class Start:
         for value, pattern, what in (
             (self.bucket, _BUCKET, "a bucket's name"),
             (self.region, _REGION, "a region's name"),
-            (self.fleet, _FLEET, "a fleet's name: lower-case letters, digits and -, at most 63"),
+            (
+                self.fleet,
+                FLEET_NAME,
+                "a fleet's name: lower-case letters, digits and -, at most 63",
+            ),
         ):
             if not pattern.fullmatch(value):
                 raise UsageError(f"{value!r} is not {what}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from calve.fleet.config import Environment, File
+from calve.fleet.system import attribute
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,6 @@ ROLE_NAME: Final = "CALVE_ROLE_ARN"
 _CHECKOUT: Final = "actions/checkout@v5"
 _NIX: Final = "cachix/install-nix-action@v31"
 _CREDENTIALS: Final = "aws-actions/configure-aws-credentials@v6"
-_TOPLEVEL: Final = "config.system.build.toplevel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _build_steps(system: str) -> str:
     return f"""\
       - name: Build
         run: |
-          nix build --print-build-logs --out-link result {shlex.quote(_attribute(system))}
+          nix build --print-build-logs --out-link result {shlex.quote(attribute(system))}
       - name: Push
         run: calve push ./result --json
 """
@@ -141,10 +141,3 @@ def _deploy_step(fleet: str) -> str:
       - name: Deploy
         run: calve deploy {fleet} --yes --json
 """
-
-
-def _attribute(system: str) -> str:
-    """Return what `nix build` builds: of a NixOS configuration its toplevel."""
-    _, _, attribute = system.partition("#")
-    plain = attribute.startswith("nixosConfigurations.") and not attribute.endswith(_TOPLEVEL)
-    return f"{system}.{_TOPLEVEL}" if plain else system

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 from calve.errors import ConflictError
 from calve.fleet import history, lock
+from calve.fleet.verdict import Outcome
 from calve.rollout import start
 from calve.rollout.run import Host, Rollout, Settings
+from calve.rollout.steps import Conclude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from calve.fleet.config import Fleet
-    from calve.fleet.release import Content
+    from calve.fleet.release import Content, Release
     from calve.rollout.observe import Gateways
 
-__all__ = ["begun", "settle"]
+__all__ = ["begun", "settle", "unsettled"]
 
 
 @contextmanager
@@ -65,6 +67,16 @@ def begun(
             start.change(release, fleet, group, hooks, cache),
         )
         yield Rollout(release, fleet.group, gateways, settings, replace(host, lock=held))
+
+
+def unsettled(fleet: Fleet, gateways: Gateways, host: Host) -> Release | None:
+    """Return the release that went well while nobody watched, so that only its verdict lacks; None where none did."""
+    there = history.under_way(gateways.objects, fleet.name)
+    if there is None:
+        return None
+    step = Rollout(there, fleet.group, gateways, Settings(), host).standing()
+    concludes = isinstance(step, Conclude) and step.outcome is Outcome.RELEASED
+    return there if concludes else None
 
 
 def settle(fleet: Fleet, gateways: Gateways, host: Host, *, but: Content | None = None) -> None:

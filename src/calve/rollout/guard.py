@@ -18,7 +18,7 @@ from calve.fleet.verdict import Failure, Outcome, Reason
 from calve.progress import Fact, Note
 from calve.rollout import breaker, start
 from calve.rollout.patience import Patience
-from calve.rollout.run import Host, Rollout, Settings, description
+from calve.rollout.run import Host, Rollout, Settings, version_of
 
 if TYPE_CHECKING:
     from calve.aws.autoscaling import Activity, Group
@@ -175,9 +175,7 @@ class Guard:
 
     def _trip(self, group: Group, failing: int, run: Run) -> None:
         good = self._earlier(failing)
-        version = None
-        if good is not None and group.template_id is not None:
-            version = self._gateways.ec2.find_version(group.template_id, description(good))
+        version = None if good is None else version_of(self._gateways.ec2, group, good)
         count = len(run.instances)
         if good is None or version is None:
             self._say(f"{count} launches of release {failing} in a row failed; none is earlier")

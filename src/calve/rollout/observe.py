@@ -7,6 +7,7 @@ learns it again. Types: `Observer`, `Gateways`, `Place`.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from calve.cache.objects import Objects
     from calve.contract.evidence import Evidence
 
-__all__ = ["Gateways", "Observer", "Said"]
+__all__ = ["Gateways", "Observer", "Said", "health_of", "report_of"]
 
 _REPORTS: Final = 32
 """Reports that are asked for in one round, at most."""
@@ -69,6 +70,43 @@ class Gateways:
     def of(cls, session: Session, objects: Objects) -> Self:
         """Return those of a session, and a bucket's objects."""
         return cls(AutoScaling(session), Refreshes(session), Ec2(session), Elb(session), objects)
+
+
+def health_of(elb: Elb, target_groups: Iterable[str]) -> dict[str, TargetHealth]:
+    """Return a health for each machine: of one in several target groups, one that is not healthy.
+
+    A target group that somebody deleted says nothing.
+    """
+    health: dict[str, TargetHealth] = {}
+    for arn in target_groups:
+        with contextlib.suppress(NotFoundError):
+            for one in elb.health(arn):
+                there = health.get(one.id)
+                if there is None or there.state == "healthy":
+                    health[one.id] = one
+    return health
+
+
+def report_of(objects: Objects, data: UserData | None, instance: str) -> str:
+    """Return a machine's boot report, foreign text; "" where there is none, or it is too long: there is the console.
+
+    Args:
+        objects: the bucket.
+        data: what the machine was told; None where that is not known.
+        instance: its id.
+
+    Raises:
+        AccessError: reports may not be read.
+    """
+    if data is None or not data.reports:
+        return ""
+    try:
+        found = objects.get(data.report_key(instance), _REPORT_BYTES)
+    except CalveError as error:
+        if is_missing(error) or isinstance(error, DamagedError | TransientError):
+            return ""
+        raise
+    return found.decode("utf-8", "replace")
 
 
 @dataclass(slots=True)
@@ -162,12 +200,7 @@ class Observer:
         return tuple(one for one in found if back is None or one.started_at < back)
 
     def _targets(self, group: Group, mine: dict[str, GroupInstance], at_s: float) -> None:
-        health: dict[str, TargetHealth] = {}
-        for arn in group.target_groups:
-            for one in self._health(arn):
-                there = health.get(one.id)
-                if there is None or there.state == "healthy":
-                    health[one.id] = one
+        health = health_of(self._gateways.elb, group.target_groups)
         for name in mine:
             found, known = health.get(name), self._known[name]
             if found is None:
@@ -179,12 +212,6 @@ class Observer:
                 known.target = Target(found.state, found.reason or "", at_s)
                 if found.state == "unhealthy":
                     known.unhealthy = found.reason or ""
-
-    def _health(self, arn: str) -> tuple[TargetHealth, ...]:
-        try:
-            return self._gateways.elb.health(arn)
-        except NotFoundError:
-            return ()  # somebody deleted the target group: nobody says anything of its machines
 
     def _is_mine(self, one: GroupInstance) -> bool:
         version = self._version
@@ -223,16 +250,9 @@ class Observer:
 
     def _report(self, instance: str, known: Said, at_s: float) -> None:
         known.report_s = at_s
-        if self._data is None or not self._data.reports:
-            return
-        key = self._data.report_key(instance)
-        try:
-            data = self._gateways.objects.get(key, _REPORT_BYTES)
-        except CalveError as error:
-            if is_missing(error) or isinstance(error, DamagedError | TransientError):
-                return  # one that is too long is its machine's affair: there is the console too
-            raise
-        self._take(known, data.decode("utf-8", "replace"))
+        text = report_of(self._gateways.objects, self._data, instance)
+        if text:
+            self._take(known, text)
 
     def _console_of(self, instance: str) -> str:
         try:

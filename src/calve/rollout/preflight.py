@@ -7,6 +7,7 @@ checkpoint", "Mixed instances groups"; EC2 User Guide, "Boot modes" and "Instanc
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -239,7 +240,7 @@ def _suspended(facts: Facts) -> Iterator[Problem]:
         yield _refused(
             "suspended",
             f"the group's processes {', '.join(found)} are suspended",
-            f"aws autoscaling resume-processes --auto-scaling-group-name {facts.group.name}",
+            f"aws autoscaling resume-processes --auto-scaling-group-name {shlex.quote(facts.group.name)}",
         )
 
 
@@ -329,7 +330,7 @@ def _health(facts: Facts) -> Iterator[Problem]:
         yield _warned(
             "health-check",
             f"the group's health check is {group.health_check}: a machine whose application is dead counts as healthy",
-            f"aws autoscaling update-auto-scaling-group --auto-scaling-group-name {group.name}"
+            f"aws autoscaling update-auto-scaling-group --auto-scaling-group-name {shlex.quote(group.name)}"
             " --health-check-type ELB",
         )
     # A machine whose launch hook waits until it is healthy needs none.

@@ -31,14 +31,14 @@ from calve.tasks import Cancel
 
 if TYPE_CHECKING:
     from calve.aws.autoscaling import Group
-    from calve.aws.ec2 import TemplateVersion
+    from calve.aws.ec2 import Ec2, TemplateVersion
     from calve.aws.refreshes import Refresh
     from calve.fleet.lock import Held
     from calve.fleet.release import Release
     from calve.rollout.observation import Observation
     from calve.rollout.observe import Gateways
 
-__all__ = ["POLL_S", "Host", "Rollout", "Settings", "description"]
+__all__ = ["POLL_S", "Host", "Rollout", "Settings", "description", "version_of"]
 
 POLL_S: Final = 5.0
 _UNATTENDED_S: Final = 180.0
@@ -87,6 +87,17 @@ class Host:
 def description(release: Release) -> str:
     """Return how a launch template version is found again: its description."""
     return f"calve {release.fleet} release {release.number}"
+
+
+def version_of(ec2: Ec2, group: Group, release: Release) -> TemplateVersion | None:
+    """Return the version of a group's launch template that carries a release; None before there is one.
+
+    One of the same number may be of an older bucket that counted releases from the beginning.
+    """
+    if group.template_id is None:
+        return None
+    found = ec2.find_version(group.template_id, description(release))
+    return found if found is not None and _is_of(found, release) else None
 
 
 class Rollout:
@@ -185,6 +196,10 @@ class Rollout:
         self._perform(step, situation, seen)
         return step
 
+    def standing(self) -> Step:
+        """Return what would be next; nothing is done."""
+        return steps.next_step(self._look()[0])
+
     # Looking
 
     def _look(self) -> tuple[Situation, Observation | None]:
@@ -219,10 +234,8 @@ class Rollout:
         )
 
     def _find(self, group: Group) -> TemplateVersion | None:
-        if self._version is None and group.template_id is not None:
-            found = self._gateways.ec2.find_version(group.template_id, description(self.release))
-            if found is not None and _is_of(found, self.release):
-                self._version = found
+        if self._version is None:
+            self._version = version_of(self._gateways.ec2, group, self.release)
         return self._version
 
     def _see(self, group: Group, version: TemplateVersion, refresh: Refresh) -> Observation:

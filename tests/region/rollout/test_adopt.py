@@ -17,7 +17,7 @@ from calve.cli import main
 from calve.cli.session import Session as CommandLine
 from calve.contract.userdata import UserData
 from calve.demo.virtual import IMAGE
-from calve.errors import ConflictError, NotFoundError, UsageError
+from calve.errors import CancelledError, ConflictError, NotFoundError, UsageError
 from calve.fleet.tags import ALARMS_TAG, FLEET_TAG, HOOK, HOOK_TAG, REPORTS_TAG
 from calve.image.ami import CONTRACT
 from calve.infra.adopt import Wanted, changes
@@ -275,6 +275,28 @@ def test_another_group_than_the_file_s_is_told(shop):
     )
     with pytest.raises(UsageError, match="belongs to the fleet api"):
         shop.adopt("--yes")
+
+
+def test_a_group_gets_the_tag_by_which_it_is_found_later(shop):
+    (shop.directory / "calve.toml").write_text(
+        f'[cache]\nurl = "{shop.place.objects.url}"\n[fleet.shop]\nsystem = "./result"\n'
+        'group = "tag:calve:fleet=shop"\n'
+    )
+    with pytest.raises(NotFoundError):
+        shop.adopt("--yes")
+    found = shop.document("--group", GROUP, "--yes")
+    assert "fleet-file" not in [one["code"] for one in found["warnings"]]
+    assert shop.document("--yes")["group"] == GROUP
+
+
+def test_who_wants_a_document_is_shown_what_is_asked(shop, monkeypatch):
+    monkeypatch.setattr(CommandLine, "asked", lambda *_: False)
+    options = main._parser(("adopt", "--json")).parse_args(("adopt", "--json"))
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CancelledError, match="nothing was changed"):
+        main._module("adopt").run(options, CommandLine(out, err))
+    assert "version: " in err.getvalue()
+    assert out.getvalue() == ""
 
 
 def test_a_group_in_a_refresh_is_left_alone(shop):

@@ -210,6 +210,45 @@ def test_ctrl_c_leaves_the_release_on_its_way_and_says_so(operator):
     assert place.versions() == ["1", "1"]
 
 
+def test_a_dry_run_of_a_rollback_writes_nothing_and_sees_what_nobody_wrote_down(operator):
+    place = operator.place
+    place.scripts |= {number: lambda _launch: good(20.0) for number in (2, 3)}
+    assert operator.run("deploy", "web", "--yes", system=2)[0] == 0
+    unwritable = str(operator.directory)
+    code, out, err = operator.run(
+        "deploy", "web", "--yes", "--detach", system=3, GITHUB_OUTPUT=unwritable
+    )
+    assert (code, out) == (0, "release 3 started\n"), err
+    assert "$GITHUB_OUTPUT cannot be written" in err
+    code, out, err = operator.run("cancel", "web", "--dry-run", "--json")
+    assert (code, json.loads(out)["would"], json.loads(out)["release"]) == (0, "cancel", 3), err
+    code, out, err = operator.run("rollback", "web", "--dry-run", "--json")
+    assert (code, json.loads(out)["would"], json.loads(out)["release"]) == (0, "roll-back", 3), err
+    place.until(lambda: operator.refresh().status == "Successful")
+    before = [(one.key, one.tag) for one in place.objects.list("")]
+    code, out, err = operator.run("rollback", "web", "--dry-run", "--json")
+    assert (code, json.loads(out)["would"], json.loads(out)["release"]) == (0, "again", 2), err
+    assert [(one.key, one.tag) for one in place.objects.list("")] == before
+    code, _, err = operator.run("cancel", "web", "--yes")
+    assert (code, "no instance refresh of release 3 is active" in err) == (5, True), err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (("--bake", "3d"), 2, "--bake"),
+        (("--bake", "49h"), 2, "--bake must be at most 48h"),
+        (("--min-healthy", "50", "--dry-run"), 0, ""),
+        (("--min-healthy", "50", "--max-healthy", "200", "--dry-run"), 2, "--max-healthy"),
+    ],
+)
+def test_bounds_of_the_command_line(operator, argv, code, said):
+    found, _, err = operator.run("deploy", "web", *argv, system=2)
+    assert found == code, err
+    assert said in err
+    assert operator.refresh() is None
+
+
 @pytest.mark.full
 def test_a_deploy_that_detaches_says_that_nobody_watches(operator):
     operator.place.scripts[2] = lambda _launch: good(20.0)

@@ -2,17 +2,16 @@
 
 import contextlib
 import dataclasses
-import datetime as dt
 import io
 import json
 
 import pytest
 
-from calve.cli import console, fleet_options, history, instances, logs, main, status
+from calve.cli import console, fleet_options, instances, logs, main, status
 from calve.cli.session import Session
+from calve.contract.userdata import UserData
 from calve.errors import NotFoundError, UsageError
 from calve.fleet import ends, lock
-from calve.fleet import history as releases
 from calve.fleet.config import Cache, Config
 from calve.fleet.config import Rollout as Bounds
 from calve.fleet.verdict import Outcome, Reason, Verdict
@@ -264,12 +263,30 @@ def test_history_says_how_each_ended_and_marks_the_live_one(place, calve):
     assert [one["release"] for one in calve("history", "--last", "1", "--json")["releases"]] == [3]
 
 
-def test_history_goes_without_the_group(place):
+def test_a_deleted_target_group_hides_nothing(place, calve):
     conclude(place, 1)
-    (entry,) = releases.recent(place.objects, "web")
-    later = entry.release.created + dt.timedelta(seconds=90)
-    ended = Verdict("web", 1, Outcome.RELEASED, "gone", "cli", later)
-    assert history.took_s(releases.Entry(entry.release, ended), {}) == 90.0
+    place.cloud.elb.groups.clear()
+    assert "live       release 1" in calve("status")
+    assert [one["target"] for one in calve("instances", "--json")["instances"]] == [None, None]
+
+
+def test_a_report_that_is_too_long_is_its_machine_s_affair(place, calve):
+    name = next(iter(place.cloud.autoscaling.groups["web"].instances))
+    data = place.gateways.ec2.version(place.template, 1).user_data
+    place.objects.put(UserData.parse(data).report_key(name), b"x" * 70_000)
+    found = calve("instances", "--json")["instances"]
+    assert len(found) == 2
+    assert {one["source"] for one in found if one["instance"] == name} == {None}
+
+
+def test_history_goes_without_the_group(place, calve):
+    Cancel().wait(90, place.clock)
+    conclude(place, 1)
+    place.gateways.scaling.delete_group("web", force=True)
+    place.until(lambda: not place.cloud.autoscaling.groups)
+    body = calve("history", "--json")
+    assert body["releases"][0]["seconds"] >= 90
+    assert "told by their records alone" in calve.err
 
 
 # logs

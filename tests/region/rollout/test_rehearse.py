@@ -237,5 +237,7 @@ def test_the_group_s_own_settings_are_read(calve, place, tmp_path, monkeypatch):
     assert settings["warmup_s"] is None
     assert Check(**settings["check"]) == Check(5, 2, 2)
     assert place.versions() == ["1", "1"]
-    place.gateways.scaling.delete_hook("web", "calve-launch")
+    place.gateways.scaling._client.delete_lifecycle_hook(
+        AutoScalingGroupName="web", LifecycleHookName="calve-launch"
+    )
     assert json.loads(calve("web", "--json")[0])["settings"]["hook_s"] is None

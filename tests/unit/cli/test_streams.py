@@ -6,14 +6,17 @@ import contextlib
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from calve.cli import main as cli
 from calve.cli.session import Session
+from calve.errors import CancelledError
 
 
 def shell(line, **env):
@@ -133,3 +136,56 @@ def test_nohup_is_heeded(command):
 
     command(run)
     assert cli.main(["version"]) == 0
+
+
+# Questions
+
+
+@contextlib.contextmanager
+def terminal(monkeypatch):
+    """Make a terminal standard input; give the end that a person types at."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "r") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        try:
+            yield ours
+        finally:
+            os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"), [("y", True), ("YES", True), ("n", False), ("", False), ("yy", False)]
+)
+def test_a_question_is_answered(monkeypatch, typed, answer):
+    err = io.StringIO()
+    with terminal(monkeypatch) as keyboard:
+        os.write(keyboard, f"{typed}\n".encode())
+        assert Session(io.StringIO(), err).asked("go?") is answer
+    assert err.getvalue() == "go? [y/N] "
+
+
+def test_a_question_ends_with_ctrl_c(monkeypatch):
+    session = Session(io.StringIO(), io.StringIO())
+    with terminal(monkeypatch) as keyboard:
+        threading.Timer(0.3, session.cancel.cancel).start()
+        with pytest.raises(CancelledError, match="interrupted"):
+            session.asked("go?")
+        os.write(keyboard, b"y\n")
+        with pytest.raises(CancelledError):
+            session.asked("go?")
+
+
+def test_nobody_is_asked_where_standard_input_is_closed():
+    line = (
+        "from calve.cli.streams import prepare; from calve.cli.session import Session; prepare();"
+        "Session().asked('go?')"
+    )
+    done = shell(f'"$0" -c "{line}" <&-')
+    assert b"nobody is there to be asked" in done.stderr
+
+
+def test_who_says_no_is_told_that_nothing_was_changed():
+    err = io.StringIO()
+    cli.report(CancelledError("nothing was changed"), Session(io.StringIO(), err))
+    cli.report(CancelledError(), Session(io.StringIO(), err))
+    assert err.getvalue() == "nothing was changed\ninterrupted\n"

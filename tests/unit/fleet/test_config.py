@@ -35,6 +35,14 @@ def read(text):
     return parse(text, Path("calve.toml"))
 
 
+@pytest.mark.parametrize("name", ["Web", "web_1", "-web", "w" * 64])
+def test_a_fleet_s_name_is_one_that_releases_can_have(tmp_path, name):
+    path = tmp_path / "calve.toml"
+    path.write_text(f'[fleet.{name}]\nsystem = "x"\n')
+    with pytest.raises(UsageError, match="lower-case letters, digits and -"):
+        load(path)
+
+
 def test_the_design_s_example_is_read():
     config = parse(
         f"""
@@ -187,7 +195,7 @@ def test_the_five_deliveries(word):
         ('[fleet]\nsystem = "x"', "calve.toml:1: fleet: must be tables, [fleet.NAME]", None),
         (
             '[fleet."a b"]\nsystem = "x"',
-            "calve.toml:1: fleet.a b: a fleet's name has letters, digits, - and _, at most 63",
+            "calve.toml:1: fleet.a b: a fleet's name has lower-case letters, digits and -, at most 63",
             None,
         ),
         ("[fleet.web]\n", "calve.toml:1: fleet.web.system: is missing", None),

@@ -201,6 +201,14 @@ def test_what_cannot_be_told_of_the_machines_is_a_warning():
     assert "warm-pool" in warned(replace(FOUND, warm_pool=True))
 
 
+def test_commands_to_paste_quote_what_may_be_in_a_group_s_name():
+    odd = replace(GROUP, name="web; $(reboot)", tags={"aws:cloudformation:stack-name": "infra"})
+    found = replace(FOUND, group=odd, warm_pool=True)
+    hints = [one.hint for one in warnings(found)]
+    assert any(hint.endswith("--auto-scaling-group-name 'web; $(reboot)'") for hint in hints)
+    assert "--auto-scaling-group-names 'web; $(reboot)'" in advice(found, ())
+
+
 # What is said after it
 
 

@@ -257,6 +257,8 @@ def test_of_a_flake_the_toplevel_is_built_and_pushed_before_it_is_deployed():
         text.index(one) for one in (built, "calve push ./result", "calve deploy web --yes --json")
     ]
     assert at == sorted(at)
+    vm = ".#nixosConfigurations.web.config.system.build.vm"
+    assert f"--out-link result '{vm}'\n" in workflow(vm)
     assert "--out-link result '.#packages.x86_64-linux.web'\n" in workflow(
         ".#packages.x86_64-linux.web"
     )
