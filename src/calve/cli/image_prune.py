@@ -12,7 +12,7 @@ from calve.cli import common
 from calve.cli import image_options as shared
 from calve.cli.session import Session
 from calve.clock import SYSTEM
-from calve.errors import ConflictError, DamagedError, NotFoundError
+from calve.errors import ConflictError, DamagedError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from calve.aws.images import SnapshotRow
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         if not options.json:
             _show(session, found)
         due = any(one.going or one.snapshots for one in found.values())
-        wanted = due and not options.dry_run and (options.yes or session.asked("remove them?"))
+        wanted = due and not options.dry_run and _is_wanted(options, session)
         spared = shared.everywhere(
             session, there if wanted else [], lambda one: _remove(one, found[one.region])
         )
@@ -160,6 +160,13 @@ def _remove(one: Publisher, found: _Found) -> list[str]:
         except ConflictError:
             spared.append(row.id)
     return spared
+
+
+def _is_wanted(options: argparse.Namespace, session: Session) -> bool:
+    """Ask, unless that was answered; a document shows nothing to ask about."""
+    if options.json and not options.yes:
+        raise UsageError("--json asks nobody", hint="--yes removes them, --dry-run shows them")
+    return options.yes or session.asked("remove them?")
 
 
 # Output
