@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks._closure import Closure, Published
 from benchmarks._rows import Run, busy_s
+from calve.cache.compression import decompressor
 from calve.cache.lookup import narinfo_key
 from calve.nix.narinfo import NarInfo
 from calve.nix.store import LocalStore
-from calve.nix.zstd import ZstdDecompressor
 
 _READ_BYTES = 256 * 1024
 
@@ -76,14 +76,12 @@ def run(file: Path, target: Path) -> Run:
 def _write(nar: str, root: str, directories: list[str], files: list[tuple[str, int]]) -> None:
     for name in directories:
         os.mkdir(os.path.join(root, name) if name != "." else root)
-    decoder, digest = ZstdDecompressor(), hashlib.sha256()
+    digest = hashlib.sha256()
     todo = iter(files)
     fd, left = -1, 0
     with open(nar, "rb", buffering=0) as source:
-        while not decoder.eof:
-            data = decoder.decompress(
-                source.read(_READ_BYTES) if decoder.needs_input else b"", _READ_BYTES
-            )
+        read = decompressor("zstd", source.read)
+        while data := read(_READ_BYTES):
             digest.update(data)
             rest = memoryview(data)
             while rest and left >= 0:  # a NAR has more bytes than its files
@@ -99,6 +97,8 @@ def _write(nar: str, root: str, directories: list[str], files: list[tuple[str, i
                 count = os.write(fd, rest[:left])
                 left -= count
                 rest = rest[count:]
+    if left > 0 or next(todo, None) is not None:
+        raise SystemExit(f"{nar} ended before its files did")
     if fd >= 0:
         os.close(fd)
 
