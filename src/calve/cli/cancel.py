@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         release = rolling.under_way(there)
         if options.dry_run:
             what = f"would cancel release {release.number} where it stands"
-            return rolling.only(options, session, there.fleet.name, "cancel", release, what)
+            return rolling.only(options, session, "cancel", release, what)
         if not options.yes:
             session.prose("calve rollback would bring the old release back; cancel leaves both")
             rolling.confirm(session, f"cancel release {release.number} where it stands?")

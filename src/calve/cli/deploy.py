@@ -52,9 +52,9 @@ def run(options: argparse.Namespace, session: Session) -> int:
         found = _plan(options, session, there, system)
         if options.dry_run or not found.changes:
             _show(options, session, found)
-        if not found.changes and not options.dry_run:
-            rolling.tell_github(session, found.fleet, found.live, "unchanged")
         if not found.changes:
+            if not options.dry_run:
+                rolling.tell_github(session, found.fleet, found.live, "unchanged")
             return 0
         _check(options, session, there, system, progress)
         if options.dry_run:

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, session: Session) -> int:
         rolling.check(session, there, asked, progress)
         if options.dry_run:
             what = f"would release {target.system} of release {target.number} again"
-            return rolling.only(options, session, there.fleet.name, "again", target, what)
+            return rolling.only(options, session, "again", target, what)
         if not options.yes:
             rolling.confirm(session, f"put {target.system} of release {target.number} on again?")
         content = Content(
@@ -81,7 +81,7 @@ def _take_back(
     _check_active(there, release, active)
     if options.dry_run:
         what = f"would roll release {release.number} back"
-        return rolling.only(options, session, there.fleet.name, "roll-back", release, what)
+        return rolling.only(options, session, "roll-back", release, what)
     if not options.yes:
         rolling.confirm(session, f"roll release {release.number} back?")
     reason = Reason("operator", "an operator called the rollback", (), "operator", SYSTEM.now())

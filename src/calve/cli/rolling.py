@@ -173,14 +173,13 @@ def _run(session: Session, rollout: Rollout, *, detach: bool) -> Verdict | None:
 def only(
     options: argparse.Namespace,
     session: Session,
-    fleet: str,
     action: str,
     release: Release,
     what: str,
 ) -> int:
     """Say what a dry run would do to a release; return the exit code."""
     if options.json:
-        body = {"fleet": fleet, "release": release.number, "system": release.system}
+        body = {"fleet": release.fleet, "release": release.number, "system": release.system}
         session.document({**body, "dry_run": True, "would": action})
     else:
         session.prose(what)

@@ -112,7 +112,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
         "require_tokens": ADMINISTRATOR,
         "tag_template": ADMINISTRATOR,
         "template_of": ADMINISTRATOR,
-        "template": _READERS,
+        "template": SHOW,
         "version": _READERS,
         "find_version": _READERS,
         "instances": _READERS,
@@ -121,7 +121,7 @@ GATEWAYS: Final[Mapping[type, Mapping[str, Callers]]] = {
     },
     Elb: {
         "create_target_group": SHOW,
-        "target_group": _READERS,
+        "target_group": SHOW,
         "target_groups": _DOCTORS,
         "health": _READERS,
     },

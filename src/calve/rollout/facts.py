@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from calve.aws.account import Account
+from calve.aws.alarms import Alarms
+from calve.aws.network import Network
+from calve.aws.types import Bootable, Types
 from calve.contract.userdata import UserData, UserDataError
 from calve.errors import (
     AccessError,
@@ -29,14 +33,12 @@ from calve.rollout import start
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from calve.aws.account import Account
-    from calve.aws.alarms import Alarms
     from calve.aws.autoscaling import Group, Hook
     from calve.aws.ec2 import TemplateVersion
-    from calve.aws.network import Network, Subnet
+    from calve.aws.network import Subnet
     from calve.aws.refreshes import Refresh
     from calve.aws.session import Session
-    from calve.aws.types import Bootable, InstanceType, Types
+    from calve.aws.types import InstanceType
     from calve.cache.manifest import Manifest
     from calve.contract.abi import Wanted
     from calve.fleet.config import Fleet
@@ -129,11 +131,6 @@ class Sources:
     @classmethod
     def of(cls, gateways: Gateways, session: Session) -> Sources:
         """Open those that preflight asks beside a rollout's gateways."""
-        from calve.aws.account import Account
-        from calve.aws.alarms import Alarms
-        from calve.aws.network import Network
-        from calve.aws.types import Types
-
         return cls(gateways, Account(session), Alarms(session), Network(session), Types(session))
 
 
@@ -248,8 +245,6 @@ class _Look:
             return None
 
         def find() -> Bootable:
-            from calve.aws.types import Bootable
-
             try:
                 return self._sources.types.image(wanted)
             except NotFoundError:

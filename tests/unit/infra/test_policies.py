@@ -107,9 +107,11 @@ def test_what_is_in_no_role_is_for_the_demo_or_for_an_administrator():
         "Ec2.create_template",
         "Ec2.require_tokens",
         "Ec2.tag_template",
+        "Ec2.template",
         "Ec2.template_of",
         "Ec2.terminate",
         "Elb.create_target_group",
+        "Elb.target_group",
     }
 
 
